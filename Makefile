@@ -1,0 +1,59 @@
+# make demo: everything from nothing to pictures; make test: everything from nothing to tests passed.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := checkpoints/demo
+
+.PHONY: help demo train sample test test-slow test-peers lint clean
+
+help:
+	@echo "make demo        install, train a small model, sample it by DDIM and DDPM (minutes)"
+	@echo "make test        install, run all tests"
+	@echo "make test-slow   the tests that take minutes"
+	@echo "make test-peers  install PyTorch and diffusers, compare with them"
+	@echo "make lint        ruff and mypy"
+	@echo "make clean       remove what was installed and trained by the demo"
+
+demo: .venv/base
+	$(BIN)/python -m experiments.train --preset=demo --run=$(RUN)
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddim --steps=25
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddpm --steps=500
+	@echo "Look at $(RUN)/report.html and $(RUN)/samples/"
+
+test: .venv/test
+	$(BIN)/python -m pytest -m "not slow and not peers"
+
+test-slow: .venv/test
+	$(BIN)/python -m pytest -m "slow"
+
+test-peers: .venv/peers
+	$(BIN)/python -m pytest -m "peers"
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv $(RUN) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# One stamp for each set of packages in the environment; they install again when setup.cfg changes.
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/base: .venv/bin/python setup.cfg
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+.venv/test: .venv/bin/python setup.cfg
+	$(BIN)/pip install -q -e '.[test]'
+	@touch $@
+
+.venv/peers: .venv/bin/python setup.cfg
+	$(BIN)/pip install -q -e '.[test,peers]'
+	@touch $@
+
+.venv/lint: .venv/bin/python setup.cfg
+	$(BIN)/pip install -q -e '.[test,lint]'
+	@touch $@

@@ -1,0 +1,96 @@
+"""A run on disk: config.json, and checkpoints under state/<step>/ by orbax.
+
+A checkpoint has two items: the model, which sampling needs, and the training, which continuing
+needs.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from diffusion_jax.typing import InputError
+
+CONFIG = "config.json"
+ITEMS = ("model", "training")
+
+
+def write_config(run: Path, values: dict[str, Any]) -> None:
+    """Store a run's configuration, whole or not at all."""
+    run.mkdir(parents=True, exist_ok=True)
+    partial = run / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(partial, run / CONFIG)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's stored configuration. Raises InputError if run is no run folder."""
+    if not run.is_dir():
+        raise InputError(f"run={str(run)!r}: there is no such folder")
+    path = run / CONFIG
+    if not path.is_file():
+        raise InputError(f"run={str(run)!r} is not a run: there is no {CONFIG} in it")
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} does not hold a configuration")
+    return values
+
+
+def open_checkpoints(run: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a run, to write; the newest keep are kept, or all."""
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+    return ocp.CheckpointManager(run.absolute() / "state", options=options, item_names=ITEMS)
+
+
+def save(
+    checkpoints: ocp.CheckpointManager, step: int, model: Any, training: Any | None = None
+) -> None:
+    """Start to write a checkpoint in the background; call wait_until_finished before the end."""
+    items = {"model": ocp.args.StandardSave(model)}
+    if training is not None:
+        items["training"] = ocp.args.StandardSave(training)
+    checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> Any:
+    """The items named by the templates, which are trees of jax.ShapeDtypeStruct.
+
+    A template says where its arrays go, by its sharding: what was saved on other devices does not
+    matter. Raises InputError if the checkpoint does not hold them.
+    """
+    args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
+    try:
+        return checkpoints.restore(step, args=ocp.args.Composite(**args))
+    except (ValueError, KeyError, OSError) as error:
+        path = checkpoints.directory / str(step)
+        items = ", ".join(templates)
+        raise InputError(f"{path} does not hold this run's {items}: {error}") from None
+
+
+def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
+    """The model of a run's newest checkpoint, or of a step. Raises InputError if there is none."""
+    state = run.absolute() / "state"
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    if not state.is_dir():
+        raise InputError(f"run={str(run)!r} has no checkpoint yet")
+    with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
+        steps = checkpoints.all_steps()
+        if not steps:
+            raise InputError(f"run={str(run)!r} has no checkpoint yet")
+        if step is not None and step not in steps:
+            raise InputError(f"step={step}: the checkpoints of {run} are {sorted(steps)}")
+        step = max(steps) if step is None else step
+        return restore(checkpoints, step, model=template)["model"]
+
+
+def template(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Shapes and types of a tree of arrays (or of shapes), to be restored with a sharding."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )

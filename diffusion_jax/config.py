@@ -1,0 +1,205 @@
+"""The configuration of a run: frozen dataclasses, checked when built, stored as JSON in the run.
+
+The defaults are the course notes' hyperparameters. Each field's help becomes an absl flag.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_jax import schedules
+from diffusion_jax.losses import NOISINGS
+from diffusion_jax.networks import NETWORKS
+from diffusion_jax.optimizers import LR_SCHEDULES
+from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.schedules import SCHEDULES, NoiseSchedule
+from diffusion_jax.typing import InputError, choose
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise InputError unless value >= least."""
+    if not value >= least:
+        raise InputError(f"{name}={value}: it must be at least {least}")
+
+
+def option(default: Any, help: str, choices: Any = None) -> Any:
+    """A field with the text that --help shows; choices: the names that it may take."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from."""
+
+    images: str = option(
+        "",
+        "a .npy file of uint8 images (N, h, h, 3) or (N, h, h), or a folder with one subfolder of "
+        "images for each class; empty: sprites, drawn by the library",
+    )
+    labels: str = option(
+        "", "a .npy file of labels, (N, features) or (N,) class numbers; for --images=FILE.npy"
+    )
+    class_names: tuple[str, ...] = option((), "the classes' names, in the order of the labels")
+    null_context: bool = option(False, "train without context: every context vector is zero")
+    image_size: int = option(0, "scale the images of a folder to this height and width; 0: do not")
+    n_images: int = option(89_400, "how many sprites to draw")
+    class_frequencies: tuple[float, ...] = option(
+        (8000.0, 32400.0, 6000.0, 35000.0, 8000.0),
+        "how often each class is drawn; by default as in the course's file",
+    )
+    data_seed: int = option(0, "the seed of the drawn sprites")
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what cannot be."""
+        at_least("n_images", self.n_images, 1)
+        at_least("data_seed", self.data_seed, 0)
+        at_least("image_size", self.image_size, 0)
+        if self.labels and not self.images:
+            raise InputError(f"labels={self.labels!r} without images: give --images too")
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The network. What the data decides is filled in from the data."""
+
+    network: str = option("context_unet", "the network", NETWORKS)
+    n_feat: int = option(64, "feature maps at full resolution; a multiple of 8")
+    shortcut: str = option(
+        "conv",
+        "the residual shortcut where the channels change: a learned 1x1 convolution, or none, as "
+        "in weights that the course published",
+        ("conv", "none"),
+    )
+    norm: str = option("batch", "the normalisation in the convolution blocks", ("batch", "group"))
+    in_channels: int = 3
+    height: int = 16
+    n_cfeat: int = 5
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what cannot be."""
+        choose(NETWORKS, "network", self.network)
+        self.build()
+
+    def build(self, **fields: Any) -> Any:
+        """The network; fields that are no hyperparameters, such as axis_name, are added."""
+        hyperparameters = dataclasses.asdict(self)
+        return NETWORKS[hyperparameters.pop("network")](**hyperparameters, **fields)
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process and what the network learns of it."""
+
+    schedule: str = option("notes", "the noise schedule", SCHEDULES)
+    timesteps: int = option(500, "T, the number of steps of the noise schedule")
+    beta_min: float = option(1e-4, "the first beta of the schedules linear and notes")
+    beta_max: float = option(0.02, "the last beta of the schedules linear and notes")
+    parameterization: str = option("eps", "what the network predicts", PARAMETERIZATIONS)
+    noising: str = option(
+        "ddpm",
+        "how training adds noise: ddpm (right), or notes: scaled by 1 - alpha_bar, a slip of the "
+        "course",
+        NOISINGS,
+    )
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what cannot be."""
+        choose(PARAMETERIZATIONS, "parameterization", self.parameterization)
+        choose(NOISINGS, "noising", self.noising)
+        self.build()
+
+    def build(self) -> NoiseSchedule:
+        """The noise schedule."""
+        return schedules.build(
+            self.schedule, self.timesteps, beta_min=self.beta_min, beta_max=self.beta_max
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimisation."""
+
+    epochs: int = option(32, "how often training visits every image")
+    batch_size: int = option(100, "images in a step, over all devices")
+    learning_rate: float = option(1e-3, "Adam's learning rate at the start")
+    lr_schedule: str = option(
+        "notes",
+        "notes: falls linearly to 0, once an epoch; linear: the same in every step; constant; "
+        "cosine",
+        LR_SCHEDULES,
+    )
+    warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
+    ema_decay: float = option(0.0, "decay of the moving average that is sampled from; 0: none")
+    grad_clip: float = option(0.0, "largest norm of the gradient; 0: do not clip")
+    keep_probability: float = option(0.9, "how often training shows an image's context")
+    seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what cannot be."""
+        choose(LR_SCHEDULES, "lr_schedule", self.lr_schedule)
+        for name in ("epochs", "batch_size"):
+            at_least(name, getattr(self, name), 1)
+        for name in ("warmup_steps", "grad_clip", "seed"):
+            at_least(name, getattr(self, name), 0)
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate={self.learning_rate}: it must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay={self.ema_decay}: it must be in [0, 1)")
+        if not 0 <= self.keep_probability <= 1:
+            raise InputError(f"keep_probability={self.keep_probability}: it must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides the outcome of a run."""
+
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    training: TrainingConfig = TrainingConfig()
+
+    def override(self, **values: Any) -> "Config":
+        """The configuration with some fields of its groups set to other values."""
+        groups = {}
+        for group in dataclasses.fields(self):
+            old = getattr(self, group.name)
+            own = {field.name for field in dataclasses.fields(old)}
+            groups[group.name] = dataclasses.replace(
+                old, **{name: values.pop(name) for name in own & values.keys()}
+            )
+        if values:
+            raise InputError(f"there is no option {', '.join(values)}")
+        return Config(**groups)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested dicts, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, dict[str, Any]], source: str) -> "Config":
+        """The inverse of to_dict. Raises InputError naming source and the fields that differ."""
+        groups = {}
+        for group in dataclasses.fields(Config):
+            cls: Any = type(group.default)
+            stored = values.get(group.name)
+            names = {field.name for field in dataclasses.fields(cls)}
+            if not isinstance(stored, dict) or stored.keys() != names:
+                wrong = names ^ (stored.keys() if isinstance(stored, dict) else set())
+                raise InputError(
+                    f"{source}: the fields of {group.name} are not this version's: "
+                    f"{', '.join(sorted(wrong))}"
+                )
+            groups[group.name] = cls(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            )
+        return Config(**groups)
+
+    def differences(self, other: "Config") -> list[str]:
+        """Lines "name: ours -> theirs" of the fields that differ."""
+        theirs = other.to_dict()
+        return [
+            f"{name}: {value!r} -> {theirs[group][name]!r}"
+            for group, fields in self.to_dict().items()
+            for name, value in fields.items()
+            if value != theirs[group][name]
+        ]

@@ -1,0 +1,106 @@
+"""Data sets from files: the course's pair of .npy files, and a folder of images by class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy import ndarray
+from PIL import Image, UnidentifiedImageError
+
+from diffusion_jax.data.dataset import Dataset, check
+from diffusion_jax.data.sprites import CLASS_NAMES
+from diffusion_jax.typing import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
+
+
+def npy_pair(images: str, labels: str = "", class_names: Sequence[str] = ()) -> Dataset:
+    """Images (N, h, h, 3), (N, h, h, 1) or (N, h, h) uint8, memory-mapped, and their labels.
+
+    labels: a file of (N, F) numbers, a context vector a row, or of (N,) class numbers 0..F-1;
+    without one, every context is zero. class_names default to the course's where there are five.
+    Raises InputError naming the file and what is wrong.
+    """
+    pixels = _load_npy(images)
+    if pixels.ndim == 3:
+        pixels = pixels[..., None]
+    if labels:
+        vectors = _context_vectors(_load_npy(labels), labels, len(class_names))
+    else:
+        vectors = np.zeros((len(pixels) if pixels.ndim else 0, len(class_names) or 1), np.float32)
+    names = tuple(class_names) or default_class_names(vectors.shape[-1])
+    return check(Dataset(pixels, vectors, names), f"{images}, {labels}" if labels else images)
+
+
+def default_class_names(count: int) -> tuple[str, ...]:
+    """Names for so many classes: the course's if there are five."""
+    return CLASS_NAMES if count == len(CLASS_NAMES) else tuple(f"class{i}" for i in range(count))
+
+
+def _load_npy(path: str) -> ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
+    if not isinstance(array, ndarray):
+        raise InputError(f"{path} is an archive: it must be one array, as np.save writes it")
+    return array
+
+
+def _context_vectors(labels: ndarray, path: str, classes: int) -> ndarray:
+    if labels.dtype.kind not in "biuf":
+        raise InputError(f"{path}: labels of type {labels.dtype}: they must be numbers")
+    if labels.ndim != 1:
+        return np.asarray(labels, np.float32)
+    if not np.all((labels >= 0) & (labels == np.rint(labels)) & (labels < 2**16)):
+        raise InputError(f"{path}: class numbers must be whole, from 0 up")
+    numbers = labels.astype(int)
+    classes = classes or int(numbers.max(initial=0)) + 1
+    if numbers.max(initial=0) >= classes:
+        raise InputError(
+            f"{path}: class number {numbers.max()}, but there are {classes} class names: "
+            f"it must be in 0..{classes - 1}"
+        )
+    return np.eye(classes, dtype=np.float32)[numbers]
+
+
+def image_folder(folder: str, image_size: int = 0) -> Dataset:
+    """A folder with one subfolder of images for each class, the classes in alphabetical order.
+
+    Images become RGB on white. image_size: scale them to that height and width; 0 takes them as
+    they are, then all must have one size. Raises InputError naming the file that does not fit.
+    """
+    classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())
+    files = [
+        (path, number)
+        for number, name in enumerate(classes)
+        for path in sorted((Path(folder) / name).iterdir())
+        if path.suffix.lower() in SUFFIXES
+    ]
+    if not files:
+        raise InputError(
+            f"{folder}: no images in it: it must hold one subfolder for each class, with "
+            f"{', '.join(SUFFIXES)} files"
+        )
+    images = [_read_image(path, image_size) for path, _ in files]
+    for (path, _), image in zip(files, images, strict=True):
+        if image.shape != images[0].shape:
+            raise InputError(
+                f"{path} has size {image.shape[:2]} where {files[0][0]} has "
+                f"{images[0].shape[:2]}: scale them all with --image_size"
+            )
+    labels = np.eye(len(classes), dtype=np.float32)[[number for _, number in files]]
+    return check(Dataset(np.stack(images), labels, tuple(classes)), folder)
+
+
+def _read_image(path: Path, size: int) -> ndarray:
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image).convert("RGB")
+        return np.asarray(image.resize((size, size), Image.Resampling.BOX) if size else image)
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from None

@@ -1,0 +1,49 @@
+"""A convolution whose gradients are fast inside loops too.
+
+XLA's CPU compiler brings convolutions to the form that it has fast code for, except inside loops.
+The forward pass is in that form; jax's gradients of it are not, and in a fori_loop ran 13 times
+slower in a small network, over 100 times in a large one. Here they are written in that form.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from diffusion_jax.typing import Images
+
+Kernel = Float[Array, "size size in_features out_features"]
+
+
+@jax.custom_vjp
+def convolve(x: Images, kernel: Kernel) -> Images:
+    """Convolve with a kernel of odd size, zeros around the image, height and width kept."""
+    return _correlate(x, kernel, kernel.shape[0] // 2)
+
+
+def _correlate(x: Images, kernel: Array, pad: int) -> Images:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=layout)
+
+
+def _forward(x: Images, kernel: Kernel) -> tuple[Images, tuple[Images, Kernel]]:
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Images, Kernel], g: Images) -> tuple[Images, Kernel]:
+    return lax.platform_dependent(*saved, g, cpu=_gradients, default=_automatic_gradients)
+
+
+def _gradients(x: Images, kernel: Kernel, g: Images) -> tuple[Images, Kernel]:
+    """Both gradients are convolutions: by the kernel turned round, and of x by g over the batch."""
+    pad = kernel.shape[0] // 2
+    turned = jnp.flip(kernel, (0, 1)).transpose(0, 1, 3, 2)
+    by_kernel = _correlate(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), pad)
+    return _correlate(g, turned, pad), by_kernel.transpose(1, 2, 0, 3)
+
+
+def _automatic_gradients(x: Images, kernel: Kernel, g: Images) -> tuple[Images, Kernel]:
+    return jax.vjp(lambda x, kernel: _correlate(x, kernel, kernel.shape[0] // 2), x, kernel)[1](g)
+
+
+convolve.defvjp(_forward, _backward)

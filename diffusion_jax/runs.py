@@ -1,0 +1,62 @@
+"""A run folder as what it holds: a configuration and a trained model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import checkpoints
+from diffusion_jax.config import Config
+from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.typing import InputError, Variables
+
+
+class Model(NamedTuple):
+    """A network with its weights, and the forward process that it was trained on."""
+
+    config: Config
+    network: nn.Module
+    schedule: NoiseSchedule
+    variables: Variables
+
+
+def load_model(run: str | Path, step: int | None = None) -> Model:
+    """The model of a run folder: of its newest checkpoint, or of one step.
+
+    Raises InputError if run is no run folder, or holds no such checkpoint.
+    """
+    run = Path(run)
+    config = load_config(run)
+    network = config.network.build()
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = checkpoints.template(variable_shapes(network), here)
+    variables = checkpoints.restore_model(run, shapes, step)
+    return Model(config, network, config.diffusion.build(), variables)
+
+
+def load_config(run: Path) -> Config:
+    """The configuration of a run folder. Raises InputError if it is none of this version's."""
+    return Config.from_dict(checkpoints.read_config(run), str(run / checkpoints.CONFIG))
+
+
+def save_model(run: str | Path, config: Config, variables: Variables) -> None:
+    """Make a run folder of a model that was trained elsewhere. Raises InputError if it exists."""
+    run = Path(run)
+    if run.exists() and any(run.iterdir()):
+        raise InputError(f"run={str(run)!r} is not empty: name a new folder")
+    checkpoints.write_config(run, config.to_dict())
+    with checkpoints.open_checkpoints(run) as manager:
+        checkpoints.save(manager, 0, variables)
+
+
+def variable_shapes(network: Any) -> Any:
+    """The shapes of a network's variables, by which a checkpoint is read."""
+    return jax.eval_shape(lambda: init_variables(network, 0))
+
+
+def init_variables(network: Any, seed: int) -> Variables:
+    """A network's initial variables."""
+    x = jnp.zeros((1, network.height, network.height, network.in_channels))
+    return network.init(jax.random.key(seed), x, jnp.zeros(()))

@@ -1,0 +1,58 @@
+"""The vocabulary of the library: arrays by shape, a level of noise, a prediction, and one error."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import jax
+from jaxtyping import Array, Float, UInt8
+
+Image = Float[Array, "height width channel"]
+Images = Float[Array, "batch height width channel"]
+Pixels = UInt8[Array, "batch height width channel"]
+Context = Float[Array, "batch feature"]
+Variables = Any  # a Flax tree {"params": ..., "batch_stats": ...}
+Key = jax.Array
+
+T = TypeVar("T")
+
+
+class InputError(ValueError):
+    """What a user gave is wrong. The message names it and says what would be right.
+
+    The apps print the message as one line and exit with code 2; everything else is a bug and
+    keeps its traceback.
+    """
+
+
+class Level(NamedTuple):
+    """One level of noise: x_t = alpha x_0 + sigma eps.
+
+    t is in schedule steps, 0 (clean) to T, and may be fractional. Scalars, or arrays that
+    broadcast against a batch of images; of NumPy on the host, of JAX on the device.
+    """
+
+    t: Any
+    alpha: Any
+    sigma: Any
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x at a level: clean image and noise, x = alpha x0 + sigma eps."""
+
+    x0: Images
+    eps: Images
+
+
+class Denoiser(Protocol):
+    """A network, with whatever wraps it, as the samplers see it."""
+
+    def __call__(self, x: Images, level: Level) -> Prediction:
+        """Predict the clean image and the noise of a batch of images at one level."""
+        ...
+
+
+def choose(registry: Mapping[str, T], what: str, name: str) -> T:
+    """Look a name up in a registry; raise InputError with the choices if it is not there."""
+    if name not in registry:
+        raise InputError(f"{what}={name!r} is unknown: choose from {', '.join(registry)}")
+    return registry[name]

@@ -1,0 +1,1 @@
+"""Apps: flags in, files out. The only place that knows absl."""

@@ -1,0 +1,250 @@
+"""Sample images from a trained run.
+
+  python -m experiments.sample --run=checkpoints/demo
+  python -m experiments.sample --run=checkpoints/demo --sampler=ddpm --steps=500 --n=32
+  python -m experiments.sample --run=checkpoints/demo \\
+      --context="hero; food=0.6,spell=0.4; 1,0,0.6,0,0"
+  python -m experiments.sample --run=checkpoints/demo --compare=ddpm:500,ddim:25
+
+Writes samples.png, samples.npy and the denoising animation, as GIF and as HTML, and prints how
+long sampling took, with compilation told apart.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_jax import contexts, pictures, samplers
+from diffusion_jax.grids import GRIDS
+from diffusion_jax.parallel import choose_devices
+from diffusion_jax.runs import Model, load_config, load_model
+from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.sampling import Samples, frame_rows, sample
+from diffusion_jax.typing import InputError
+from experiments.flags import FLAGS, define_devices, describe, run
+
+STEPS = {"ddpm": 500}  # by default, where it is not 25
+COLUMNS = 16  # the widest row of a picture
+
+define_devices()
+flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
+flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
+flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
+flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
+flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
+flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
+flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
+flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
+flags.DEFINE_integer("batch_size", None, "images at once; by default all")
+flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
+flags.DEFINE_string(
+    "context",
+    None,
+    'contexts separated by ";": class names, weights such as food=0.6,spell=0.4, a number for '
+    "each class, or none; by default one of each class",
+)
+flags.DEFINE_enum(
+    "frames",
+    "notes",
+    ["notes", "all", "none"],
+    "the animation's frames: the notes' choice, after every step, or no animation",
+)
+flags.DEFINE_enum("scaling", "clip", list(pictures.SCALINGS), "how values become colours")
+flags.DEFINE_string("out", None, "folder of the pictures; by default RUN/samples/SAMPLER-STEPS")
+flags.DEFINE_list("compare", None, "time samplers side by side, such as ddpm:500,ddim:25")
+
+
+class Timed(NamedTuple):
+    """Samples, the seconds that they took, and the seconds of compilation before."""
+
+    samples: Samples
+    seconds: float
+    compilation: float
+
+
+def main() -> None:
+    """Sample and write pictures, or compare samplers."""
+    folder = Path(FLAGS.run)
+    settings = load_config(folder)
+    names, context = choose_contexts(settings)
+    plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
+    devices = choose_devices(FLAGS.devices or 1, FLAGS.devices) if FLAGS.devices else None
+    model = load_model(folder, FLAGS.step)
+    devices = devices or jax.local_devices()[: len(context)]
+    print(f"{folder}: {len(context)} images on {describe(devices)}")
+    if FLAGS.compare:
+        compare(folder, model, plans, names, context, devices)
+    else:
+        draw(folder, model, *plans[0], names, context, devices)
+
+
+def choose_samplers(settings: Any) -> list[tuple[str, int]]:
+    """The names and steps asked for by --compare, or else by --sampler and --steps."""
+
+    def steps_of(name: str) -> int:
+        return min(STEPS.get(name, 25), settings.diffusion.timesteps)
+
+    if not FLAGS.compare:
+        steps = steps_of(FLAGS.sampler) if FLAGS.steps is None else FLAGS.steps
+        return [(FLAGS.sampler, steps)]
+    pairs = [text.partition(":") for text in FLAGS.compare]
+    for name, _, steps in pairs:
+        if steps and not steps.isdigit():
+            raise InputError(f"compare={name}:{steps}: write samplers as ddpm:500,ddim:25")
+    return [(name, int(steps) if steps else steps_of(name)) for name, _, steps in pairs]
+
+
+def tableau(settings: Any, name: str, steps: int) -> tuple[str, Tableau]:
+    """A sampler's label and its table. Raises InputError for what cannot be."""
+    options = {key: FLAGS[key].value for key in ("eta", "variance") if FLAGS[key].value is not None}
+    table = samplers.build(name, settings.diffusion.build(), steps, FLAGS.grid, **options)
+    return f"{name}-{steps}", table
+
+
+def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
+    """How many images each context gets, by its name, and the context of each image."""
+    classes = settings.data.class_names
+    width = settings.network.n_cfeat
+    if FLAGS.context is not None and settings.data.null_context:
+        raise InputError(f"context={FLAGS.context!r}: this run was trained without context")
+    if FLAGS.context is not None:
+        vectors = contexts.parse(FLAGS.context, classes)
+        labels = [part.strip() for part in FLAGS.context.split(";") if part.strip()]
+    elif settings.data.null_context:
+        vectors, labels = np.zeros((1, width), np.float32), ["none"]
+    else:
+        vectors, labels = np.eye(width, dtype=np.float32), list(classes)
+    n = FLAGS.n
+    if n is None:
+        n = 8 * len(labels) if len(labels) > 1 else 32
+    if n < len(labels):
+        raise InputError(f"n={n}: it must be at least {len(labels)}, one image for each context")
+    if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
+        raise InputError(f"batch_size={FLAGS.batch_size}: it must be at least 1")
+    owner = np.arange(n) * len(labels) // n
+    counts = np.bincount(owner)
+    return {label: int(count) for label, count in zip(labels, counts, strict=True)}, vectors[owner]
+
+
+def timed(
+    model: Model,
+    table: Tableau,
+    context: np.ndarray,
+    devices: Sequence[jax.Device],
+    frames: Sequence[int] | None = None,
+) -> Timed:
+    """Sample, after a run of no rows that does no more than compile."""
+
+    def go(rows: int | None) -> Samples:
+        return sample(
+            model,
+            table,
+            len(context),
+            context=context,
+            seed=FLAGS.seed,
+            frames=frames,
+            batch_size=FLAGS.batch_size,
+            devices=devices,
+            rows=rows,
+        )
+
+    begin = time.perf_counter()
+    go(0)
+    compiled = time.perf_counter()
+    samples = go(None)
+    return Timed(samples, time.perf_counter() - compiled, compiled - begin)
+
+
+def draw(
+    folder: Path,
+    model: Model,
+    label: str,
+    table: Tableau,
+    names: dict[str, int],
+    context: np.ndarray,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Sample once; write the images and the animation."""
+    frames = None
+    if FLAGS.frames != "none":
+        frames = frame_rows(table, model.schedule.steps, FLAGS.frames)
+    samples, seconds, compilation = timed(model, table, context, devices, frames)
+    n = len(context)
+    print(
+        f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
+        f"{table.rows} network evaluations; compilation {compilation:.1f} s"
+    )
+    out = Path(FLAGS.out or folder / "samples" / label)
+    out.mkdir(parents=True, exist_ok=True)
+    np.save(out / "samples.npy", samples.images)
+    layout = {"scaling": FLAGS.scaling, "columns": columns(names)}
+    labels = row_labels(names)
+    sheet = pictures.grid(by_rows(samples.images, names), labels=labels, **layout)
+    pictures.save_png(out / "samples.png", sheet)
+    if samples.frames is not None:
+        moving = np.stack([by_rows(frame, names) for frame in samples.frames])
+        pictures.save_gif(out / "denoising.gif", moving, scale=3, **layout)
+        pictures.save_html(out / "denoising.html", moving, scale=3, **layout)
+    print(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+
+
+def compare(
+    folder: Path,
+    model: Model,
+    plans: Sequence[tuple[str, Tableau]],
+    names: dict[str, int],
+    context: np.ndarray,
+    devices: Sequence[jax.Device],
+) -> None:
+    """Time samplers one after the other, and show what they draw from the same noise."""
+    print(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
+    rows, slowest = {}, 0.0
+    for label, table in plans:
+        samples, seconds, compilation = timed(model, table, context, devices)
+        slowest = max(slowest, seconds)
+        rate = len(context) / seconds
+        print(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
+        rows[label] = (samples.images, seconds)
+    for label, (_, seconds) in rows.items():
+        print(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+    out = Path(FLAGS.out or folder / "samples")
+    wide = min(COLUMNS, len(context))
+    first = np.linspace(0, len(context) - 1, wide).astype(int)  # some of every context
+    images = np.concatenate([images[first] for images, _ in rows.values()])
+    sheet = pictures.grid(images, labels=list(rows), columns=wide, scaling=FLAGS.scaling)
+    path = out / f"compare-{'-'.join(rows)}.png"
+    pictures.save_png(path, sheet)
+    print(f"written: {path}")
+
+
+def columns(names: dict[str, int]) -> int:
+    """The columns of a picture with rows for each context."""
+    return min(COLUMNS, max(names.values())) if len(names) > 1 else 8
+
+
+def by_rows(images: np.ndarray, names: dict[str, int]) -> np.ndarray:
+    """The images with white ones put in, so that each context starts a row."""
+    wide = columns(names)
+    parts = np.split(images, np.cumsum(list(names.values()))[:-1])
+    fill = ((0, 0), (0, 0), (0, 0))
+    return np.concatenate(
+        [np.pad(part, ((0, -len(part) % wide), *fill), constant_values=1) for part in parts]
+    )
+
+
+def row_labels(names: dict[str, int]) -> list[str]:
+    """The label of each row that by_rows makes: a context's name at its first row."""
+    wide = columns(names)
+    labels = []
+    for name, count in names.items():
+        labels += [name] + [""] * (-(-count // wide) - 1)
+    return labels
+
+
+if __name__ == "__main__":
+    run(main)

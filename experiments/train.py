@@ -1,0 +1,159 @@
+"""Train a diffusion model, on drawn sprites or on images of your own.
+
+  python -m experiments.train --preset=demo
+  python -m experiments.train --images=sprites.npy --labels=labels.npy --run=checkpoints/mine
+  python -m experiments.train --images=folder_with_a_subfolder_for_each_class --image_size=16
+
+The run folder holds config.json, the checkpoints, metrics.jsonl and report.html. The same command
+continues a run that was stopped.
+"""
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from diffusion_jax import checkpoints, data, metrics, parallel, training
+from diffusion_jax.config import Config, at_least
+from diffusion_jax.data import Dataset
+from diffusion_jax.optimizers import Length
+from diffusion_jax.runs import load_config, load_model
+from diffusion_jax.training import Chunk, TrainState
+from diffusion_jax.typing import InputError
+from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
+from experiments.report import write_run_report
+
+define_config()
+define_devices()
+flags.DEFINE_string("run", None, "the run folder; by default checkpoints/PRESET")
+flags.DEFINE_integer("save_every", 4, "epochs between checkpoints; one is kept of the end too")
+flags.DEFINE_integer("keep", 3, "how many checkpoints to keep, the newest ones")
+flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
+
+
+def main() -> None:
+    """Train a run to its end, from wherever it stands."""
+    for name in ("save_every", "keep"):
+        at_least(name, FLAGS[name].value or 0, 1)
+    folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
+    dataset = data.load(config().data)
+    settings = fill_in(config(), dataset)
+    check_folder(folder, settings)
+    devices = parallel.choose_devices(settings.training.batch_size, FLAGS.devices)
+    length = Length(len(dataset.images), settings.training.batch_size, settings.training.epochs)
+    print(
+        f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
+        f"{length.steps} steps of {length.batch_size} on {describe(devices)}"
+    )
+    checkpoints.write_config(folder, settings.to_dict())
+    with checkpoints.open_checkpoints(folder, FLAGS.keep) as manager:
+        state = resume(folder, manager, settings, length, devices)
+        if int(state.step) == length.steps:
+            print(f"{folder} is complete: {length.steps} steps")
+        else:
+            train(folder, manager, settings, dataset, state, devices, length)
+    if FLAGS.report:
+        print(f"report: {write_run_report(folder, load_model(folder), devices)}")
+
+
+def fill_in(settings: Config, dataset: Dataset) -> Config:
+    """The configuration with what the data decides. Raises InputError if the two do not fit."""
+    if length_in_bits(len(dataset.images), settings) > 31:
+        raise InputError(f"epochs={settings.training.epochs}: too many for int32 step counters")
+    return settings.override(
+        height=dataset.images.shape[1],
+        in_channels=dataset.images.shape[3],
+        n_cfeat=dataset.labels.shape[1],
+        class_names=dataset.class_names,
+    )
+
+
+def length_in_bits(n_images: int, settings: Config) -> float:
+    """The bits that the number of all images seen takes."""
+    return math.log2(n_images * settings.training.epochs + settings.training.batch_size)
+
+
+def check_folder(folder: Path, settings: Config) -> None:
+    """Raise InputError unless folder is new, empty, or a run of the same configuration."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / checkpoints.CONFIG).is_file():
+        raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
+    if differences := load_config(folder).differences(settings):
+        raise InputError(
+            f"run={str(folder)!r} was started with another configuration: "
+            f"{'; '.join(differences)}. Name another folder with --run, or the old settings"
+        )
+
+
+def resume(
+    folder: Path, manager: Any, settings: Config, length: Length, devices: list[jax.Device]
+) -> TrainState:
+    """The state of the newest checkpoint, or a new one."""
+    state = training.init(settings, length)
+    step = manager.latest_step()
+    metrics.truncate(folder / "metrics.jsonl", step or 0)
+    if step is None:
+        return state
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))
+    shapes = checkpoints.template(state, shardings)
+    items = checkpoints.restore(manager, step, model=shapes.ema, training=shapes._replace(ema=None))
+    print(f"continuing from step {step}")
+    return TrainState(*items["training"])._replace(ema=items["model"])
+
+
+def train(
+    folder: Path,
+    manager: Any,
+    settings: Config,
+    dataset: Dataset,
+    state: TrainState,
+    devices: list[jax.Device],
+    length: Length,
+) -> None:
+    """Run the remaining steps, saving at the ends of epochs."""
+    epochs = range(FLAGS.save_every, length.epochs, FLAGS.save_every)
+    saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
+    begin = time.perf_counter()
+    with tqdm(total=length.steps, initial=int(state.step), unit="step", desc="training") as bar:
+        for chunk in training.fit(
+            settings, dataset.images, dataset.labels, state, devices, stops=saves
+        ):
+            step = int(chunk.state.step)
+            log(folder, chunk, step, length, bar)
+            if step in saves and len(chunk.losses):
+                stored = chunk.state._replace(ema=None)
+                checkpoints.save(manager, step, chunk.state.ema, stored)
+                manager.wait_until_finished()
+    print(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
+
+
+def log(folder: Path, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
+    """Append each step's loss to metrics.jsonl, and show the last one in the bar."""
+    count = len(chunk.losses)
+    if not count:
+        bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s")
+        return
+    if not np.all(np.isfinite(chunk.losses)):
+        raise InputError(
+            f"the loss is not finite within steps {step - count + 1}..{step}: "
+            "try a lower --learning_rate or --grad_clip=1; the last checkpoint stands"
+        )
+    epoch = [(step - count + i) * length.batch_size // length.n_images for i in range(count)]
+    records = [
+        {"step": step - count + 1 + i, "epoch": epoch[i], "loss": float(loss)}
+        for i, loss in enumerate(chunk.losses)
+    ]
+    metrics.append(folder / "metrics.jsonl", records)
+    rate = count * length.batch_size / chunk.seconds
+    bar.update(count)
+    bar.set_postfix_str(f"loss {np.mean(chunk.losses):.4f}, {rate:,.0f} images/s")
+
+
+if __name__ == "__main__":
+    run(main)

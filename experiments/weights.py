@@ -1,0 +1,59 @@
+"""Bring the weights of the course's PyTorch network into a run folder, and back.
+
+  python -m experiments.weights --from=context_model_31.pth --to=checkpoints/published
+  python -m experiments.weights --from=checkpoints/demo --to=demo.safetensors
+
+The network's shape is read off the tensors. The flags of the configuration, such as --schedule and
+--timesteps, say on what forward process the weights were trained.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_jax.data import default_class_names
+from diffusion_jax.networks import torch_weights
+from diffusion_jax.runs import load_model, save_model, variable_shapes
+from diffusion_jax.typing import InputError
+from experiments.flags import FLAGS, config, define_config, run
+
+define_config()
+flags.DEFINE_string("from", None, "a .pth, .pt or .safetensors file, or a run folder")
+flags.DEFINE_string("to", None, "a new run folder, or a .pth, .pt or .safetensors file")
+flags.DEFINE_integer("step", None, "the checkpoint of the run folder; by default the newest")
+flags.DEFINE_integer("cpu_devices", 1, "CPU cores to use as devices")
+flags.mark_flags_as_required(["from", "to"])
+
+
+def main() -> None:
+    """Convert in the direction that --from and --to say."""
+    source, target = Path(str(FLAGS["from"].value)), Path(str(FLAGS["to"].value))
+    if source.suffix in torch_weights.CODECS:
+        to_run(source, target)
+    elif target.suffix in torch_weights.CODECS:
+        variables = load_model(source, FLAGS.step).variables
+        torch_weights.write_state_dict(target, torch_weights.export_state_dict(variables))
+    else:
+        raise InputError(
+            f"from={str(source)!r}, to={str(target)!r}: "
+            f"one of them must be a {', '.join(torch_weights.CODECS)} file"
+        )
+    print(f"written: {target}")
+
+
+def to_run(source: Path, folder: Path) -> None:
+    """Make a run folder of a state_dict file."""
+    state_dict = torch_weights.read_state_dict(source)
+    fields = torch_weights.infer_fields(state_dict)
+    names = config().data.class_names or default_class_names(fields["n_cfeat"])
+    if len(names) != fields["n_cfeat"]:
+        raise InputError(
+            f"class_names={','.join(names)}: the network has {fields['n_cfeat']} context features"
+        )
+    settings = config().override(**fields, class_names=names)
+    template = variable_shapes(settings.network.build())
+    save_model(folder, settings, torch_weights.import_state_dict(state_dict, template))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,9 @@
+"""All tests: 8 CPU devices, strict promotion of types, shapes checked, warnings as errors."""
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+install_import_hook("diffusion_jax", "beartype.beartype")
