@@ -1,6 +1,6 @@
 """Grids: the levels that a sampler visits, from noise to data, ending at clean data.
 
-The first three are named as in Lin et al. 2023 (arXiv:2305.08891, table 2).
+leading, trailing and linspace are named as in Lin et al. 2023 (arXiv:2305.08891, table 2).
 """
 
 from collections.abc import Callable
@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError
+from diffusion_jax.schedules import NoiseSchedule, noise_ratio, warp
+from diffusion_jax.typing import InputError, Level
 
 
 class Grid(NamedTuple):
-    """The N + 1 levels of N sampling steps, float64: t falls from at most T to 0."""
+    """The N + 1 levels of N sampling steps, float64: t falls, from at most T, mostly to 0."""
 
     t: Float64[ndarray, "N+1"]
     alpha: Float64[ndarray, "N+1"]
@@ -26,14 +26,45 @@ class Grid(NamedTuple):
         """N, the number of steps."""
         return len(self.t) - 1
 
+    @property
+    def ratio(self) -> Float64[ndarray, "N+1"]:
+        """sigma / alpha; infinite where alpha is 0."""
+        return noise_ratio(self.alpha, self.sigma)
 
-def at(schedule: NoiseSchedule, t: ndarray) -> Grid:
-    """The grid through given times. Raises InputError unless they fall strictly, and end at 0."""
+    @property
+    def log_snr(self) -> Float64[ndarray, "N+1"]:
+        """log(alpha / sigma), half of the logarithm of the SNR; infinite at clean data."""
+        with np.errstate(divide="ignore"):
+            return -np.log(self.ratio)
+
+    @property
+    def levels(self) -> list[Level]:
+        """The levels one by one."""
+        return [Level(*level) for level in zip(*self, strict=True)]
+
+
+def check(grid: Grid) -> Grid:
+    """Return the grid if it is one. Raises InputError unless its levels fall strictly."""
+    if grid.steps < 1 or not (np.all(np.diff(grid.t) < 0) and np.all(grid.ratio[1:] < np.inf)):
+        raise InputError(f"a grid of times {grid.t}: they must fall strictly from at most T to 0")
+    if not np.all(np.diff(grid.log_snr) > 0):
+        raise InputError(f"a grid of sigma / alpha {grid.ratio}: it must fall strictly")
+    return grid
+
+
+def at(schedule: NoiseSchedule, t: ndarray, end: float = 0.0) -> Grid:
+    """The grid through given times. Raises InputError unless they fall strictly to `end`."""
     t = np.asarray(t, np.float64)
-    if t.ndim != 1 or len(t) < 2 or t[-1] != 0 or not np.all(np.diff(t) < 0):
-        raise InputError(f"a grid of times {t}: they must fall strictly from at most T to 0")
-    level = schedule.level(t)
-    return Grid(level.t, level.alpha, level.sigma)
+    if t.ndim != 1 or len(t) < 2 or t[-1] != end:
+        raise InputError(
+            f"a grid of times {t}: they must fall strictly from at most T to {end:g}"
+        )
+    return check(Grid(*schedule.level(t)))
+
+
+def at_ratio(schedule: NoiseSchedule, ratio: ndarray) -> Grid:
+    """The grid through given sigma / alpha. Raises InputError unless they fall strictly."""
+    return check(Grid(*schedule.at_ratio(ratio)))
 
 
 def notes(schedule: NoiseSchedule, n: int) -> Grid:
@@ -48,33 +79,122 @@ def notes(schedule: NoiseSchedule, n: int) -> Grid:
 def leading(schedule: NoiseSchedule, n: int) -> Grid:
     """n levels from step 1 upwards with stride T // n: 1, 1 + s, ...; it starts below T."""
     _check(schedule, n)
-    return at(schedule, _to_zero(1 + np.arange(n)[::-1] * (schedule.steps // n)))
+    return at(schedule, np.append(1 + np.arange(n)[::-1] * (schedule.steps // n), 0))
 
 
 def trailing(schedule: NoiseSchedule, n: int) -> Grid:
     """n levels from step T downwards with stride T / n, rounded to whole steps."""
     _check(schedule, n)
-    return at(schedule, _to_zero(np.rint(schedule.steps - np.arange(n) * (schedule.steps / n))))
+    return at(schedule, np.append(np.rint(schedule.steps - np.arange(n) * (schedule.steps / n)), 0))
 
 
 def linspace(schedule: NoiseSchedule, n: int) -> Grid:
     """n levels from step T to step 1, both included, rounded to whole steps."""
     _check(schedule, n)
-    return at(schedule, _to_zero(np.rint(np.linspace(schedule.steps, 1, n))))
+    return at(schedule, np.append(np.rint(np.linspace(schedule.steps, 1, n)), 0))
 
 
-GRIDS: dict[str, Callable[[NoiseSchedule, int], Grid]] = {
+def quadratic(schedule: NoiseSchedule, n: int) -> Grid:
+    """n levels from step T to step 1, evenly in the root of t (DDIM, arXiv:2010.02502, app. D.2).
+
+    They are not rounded, so that every n up to T has n different levels.
+    """
+    _check(schedule, n)
+    root = np.linspace(np.sqrt(schedule.steps), 1, n)
+    return at(schedule, np.append(np.append(schedule.steps, root[1:] ** 2), 0))
+
+
+def karras(
+    schedule: NoiseSchedule,
+    n: int,
+    rho: float = 7.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> Grid:
+    """EDM's levels of sigma / alpha (arXiv:2206.00364, eq. 5): n from the largest to the least.
+
+    sigma_min, sigma_max: the ends, of sigma / alpha; by default those of steps 1 and T.
+    to_zero: end with a step from sigma_min to 0; otherwise the last of n steps ends at sigma_min.
+    """
+    _check(schedule, n)
+    _check_rho(rho)
+    return _between(
+        schedule, n, sigma_min, sigma_max, to_zero, lambda *ends: warp(*ends, rho=rho)
+    )
+
+
+def exponential(
+    schedule: NoiseSchedule,
+    n: int,
+    rho: float = 1.0,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> Grid:
+    """n levels whose log(sigma / alpha) is even in the power rho of the place; else as karras."""
+    _check(schedule, n)
+    _check_rho(rho)
+    return _between(
+        schedule,
+        n,
+        sigma_min,
+        sigma_max,
+        to_zero,
+        lambda low, high, place: low * (high / low) ** (place**rho),
+    )
+
+
+def uniform_logsnr(
+    schedule: NoiseSchedule,
+    n: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
+) -> Grid:
+    """n levels even in log-SNR, DPM-Solver's (arXiv:2206.00927, section 4); else as karras."""
+    return exponential(schedule, n, 1.0, sigma_min, sigma_max, to_zero)
+
+
+GRIDS: dict[str, Callable[..., Grid]] = {
     "notes": notes,
     "leading": leading,
     "trailing": trailing,
     "linspace": linspace,
+    "quadratic": quadratic,
+    "uniform_logsnr": uniform_logsnr,
+    "exponential": exponential,
+    "karras": karras,
 }
 
 
-def _to_zero(t: ndarray) -> ndarray:
-    return np.append(t, 0)
+def _between(
+    schedule: NoiseSchedule,
+    n: int,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    to_zero: bool,
+    place_levels: Callable[[float, float, ndarray], ndarray],
+) -> Grid:
+    low = schedule.ratio[1] if sigma_min is None else sigma_min
+    high = schedule.ratio[-1] if sigma_max is None else sigma_max
+    single = to_zero and n == 1
+    if not 0 < low < np.inf or not (low < high or single) or not high < np.inf:
+        raise InputError(
+            f"sigma_min={low}, sigma_max={high}: this grid needs 0 < sigma_min < sigma_max, finite"
+        )
+    ratio = place_levels(low, high, np.linspace(1, 0, n if to_zero else n + 1))
+    ratio[0] = high
+    if not single:
+        ratio[-1] = low  # free of rounding
+    return at_ratio(schedule, np.append(ratio, 0.0) if to_zero else ratio)
 
 
 def _check(schedule: NoiseSchedule, n: int) -> None:
     if not 1 <= n <= schedule.steps:
         raise InputError(f"steps={n}: it must be in 1..{schedule.steps}, the schedule's steps")
+
+
+def _check_rho(rho: float) -> None:
+    if not 0 < rho < np.inf:
+        raise InputError(f"rho={rho}: it must be above 0")

@@ -1,32 +1,64 @@
 """Ancestral sampling: Ho, Jain and Abbeel 2020, arXiv:2006.11239."""
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy import ndarray
 
 from diffusion_jax.grids import Grid
+from diffusion_jax.samplers.ddim import added_variance
 from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
-from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.schedules import NoiseSchedule, variance_preserving
 from diffusion_jax.typing import InputError
 
 
-def ddpm(schedule: NoiseSchedule, grid: Grid, variance: str = "beta") -> Tableau:
-    """Algorithm 2: x' = (x - (1 - a) / sigma_i eps) / sqrt(a) + s xi, over the step i -> j.
+def ddpm(
+    schedule: NoiseSchedule, grid: Grid, variance: str | Sequence[float] | ndarray = "beta"
+) -> Tableau:
+    """Algorithm 2: x' = (x - (b / sigma_i) eps) / a + s xi, over the step i -> j.
 
-    a = alpha_bar_i / alpha_bar_j, which is 1 - beta_i where the step is one of the schedule's.
-    variance: "beta", s^2 = 1 - a, without noise in the last step; or "posterior",
-    s^2 = (1 - a) sigma_j^2 / sigma_i^2 (section 3.2, the upper and the lower bound).
+    a = alpha_i / alpha_j and b = sigma_i^2 - a^2 sigma_j^2, which is beta_i where the step is one
+    of the schedule's. variance: "beta", s^2 = b, without noise in the last step; "posterior",
+    s^2 = b sigma_j^2 / sigma_i^2 (section 3.2, the upper and the lower bound); or s^2 of each step.
     """
-    if variance not in ("beta", "posterior"):
-        raise InputError(f"variance={variance!r} is unknown: choose from beta, posterior")
     beta = _beta(schedule, grid)
     sigma, sigma_next = grid.sigma[:-1], grid.sigma[1:]
-    spread = np.sqrt(beta) * (sigma_next > 0 if variance == "beta" else sigma_next / sigma)
-    retained = np.sqrt(1 - beta)
-    return one_row_a_step(grid, x=1 / retained, eps=-beta / (sigma * retained), xi=spread)
+    retained = grid.alpha[:-1] / grid.alpha[1:]
+    if schedule.alpha_at is variance_preserving:
+        retained = np.sqrt(1 - beta)  # the notes' beta[1] differs from their alphas
+    spread = np.sqrt(_variance(variance, beta, sigma, sigma_next))
+    signal = retained > 0  # where x is noise alone, x0 is all that it says
+    inverse = np.divide(1, retained, out=np.zeros_like(retained), where=signal)
+    return one_row_a_step(
+        grid,
+        x=inverse,
+        x0=np.where(signal, 0, grid.alpha[1:]),
+        eps=-beta / sigma * inverse,
+        xi=spread,
+    )
 
 
-def _beta(schedule: NoiseSchedule, grid: Grid) -> np.ndarray:
-    """1 - a of every step. The table's own beta where it has one: the notes' beta[1] differs."""
+def _variance(
+    variance: str | Sequence[float] | ndarray, beta: ndarray, sigma: ndarray, sigma_next: ndarray
+) -> ndarray:
+    if isinstance(variance, str):
+        if variance not in ("beta", "posterior"):
+            raise InputError(
+                f"variance={variance!r} is unknown: choose from beta, posterior, or a number "
+                "for each step"
+            )
+        return beta * ((sigma_next > 0) if variance == "beta" else (sigma_next / sigma) ** 2)
+    given = np.asarray(variance, np.float64)
+    if given.shape != beta.shape or not np.all((given >= 0) & (given < np.inf)):
+        raise InputError(
+            f"variance={given}: it must be {len(beta)} numbers, one for each step, none negative"
+        )
+    return given
+
+
+def _beta(schedule: NoiseSchedule, grid: Grid) -> ndarray:
+    """The variance that the forward process adds; the table's own where the step is its step."""
     start, end = grid.t[:-1], grid.t[1:]
     own = (start == np.rint(start)) & (start - end == 1)
     table = schedule.beta[np.rint(start).astype(int)]
-    return np.where(own, table, 1 - (grid.alpha[:-1] / grid.alpha[1:]) ** 2)
+    return np.where(own, table, added_variance(grid))

@@ -9,6 +9,7 @@ and the registers z_1 .. z_K by fixed linear combinations of what it holds:
 (Butcher 2006, Acta Numerica 15) with additive noise.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float64
 from numpy import ndarray
 
 from diffusion_jax.grids import Grid
+from diffusion_jax.typing import Level
 
 X, X0, EPS, XI, Z = 0, 1, 2, 3, 4  # columns of mix; the registers are columns Z, Z + 1, ...
 
@@ -75,6 +77,32 @@ def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
         mix[:, 0, {"x": X, "x0": X0, "eps": EPS, "xi": XI}[name]] = values
     ends_step = np.ones(grid.steps, bool)
     return check(Tableau(grid.t[:-1], grid.alpha[:-1], grid.sigma[:-1], mix, ends_step))
+
+
+def symbols(registers: int) -> list[ndarray]:
+    """x, x0, eps, xi, z_1 .. z_K as unit vectors: a row's outputs are written in them.
+
+    For example: x, x0, eps, xi, z = symbols(1); Row(level, [alpha * x0 + sigma * eps, eps]).
+    """
+    return list(np.eye(Z + registers))
+
+
+class Row(NamedTuple):
+    """A level, and what the row makes of S: x' and as many of z_1', z_2', .. as are used later."""
+
+    level: Level
+    outputs: Sequence[ndarray]
+    ends_step: bool = True
+
+
+def tabulate(rows: Sequence[Row]) -> Tableau:
+    """The tableau of rows that are written in symbols."""
+    inputs = len(rows[0].outputs[0])
+    mix = np.zeros((len(rows), inputs - 3, inputs))
+    for place, row in zip(mix, rows, strict=True):
+        place[: len(row.outputs)] = row.outputs
+    t, alpha, sigma = np.array([row.level for row in rows]).T
+    return check(Tableau(t, alpha, sigma, mix, np.array([row.ends_step for row in rows])))
 
 
 def pad(tableau: Tableau, rows: int, registers: int) -> Tableau:

@@ -1,0 +1,76 @@
+"""The numbers that multistep and multi-stage methods share.
+
+In lambda = log(alpha / sigma) the probability-flow ODE is solved by (DPM-Solver, arXiv:2206.00927,
+eq. 3.4; DPM-Solver++, arXiv:2211.01095, eq. 8)
+
+    x_j = (alpha_j / alpha_i) x_i - alpha_j int exp(-l) eps(l) dl
+        = (sigma_j / sigma_i) x_i + sigma_j int exp(l) x0(l) dl          l from lambda_i to lambda_j
+
+and the family of SDEs with the same marginals (SA-Solver, arXiv:2309.05019, eq. 11, eta = tau^2) by
+
+    x_j = (sigma_j / sigma_i) exp(-eta h) x_i + sigma_j sqrt(1 - exp(-2 eta h)) xi
+        + alpha_j (1 + eta) int exp(-(1 + eta) (lambda_j - l)) x0(l) dl,        h = lambda_j - lambda_i
+
+All three integrals are  scale * int_0^1 kappa exp(-kappa (1 - s)) f(s) ds,  s = (l - lambda_i) / h:
+
+    f = x0: scale = alpha_j, kappa = (1 + eta) h;        f = eps: scale = sigma_j, kappa = -h.
+
+A constant f gives DDIM. So every method is DDIM plus  scale * sum_k c_k (f_k - f_0),  where c
+integrates the polynomials through the known f_k exactly.
+"""
+
+import math
+
+import numpy as np
+from numpy import ndarray
+
+RULES = ("exact", "bh1", "bh2")
+
+
+def phi(order: int, z: float) -> float:
+    """phi_k(z) = sum_n z^n / (n + k)!, so that phi_0 = exp and phi_1 = (exp(z) - 1) / z.
+
+    The recurrence z phi_{k+1} = phi_k - 1 / k! loses digits near zero: there it is the series.
+    """
+    if abs(z) < 1:
+        return sum(z**n / math.factorial(n + order) for n in range(20))
+    value = math.exp(z)
+    for k in range(order):
+        value = (value - 1 / math.factorial(k)) / z
+    return value
+
+
+def exponential_moments(kappa: float, count: int) -> ndarray:
+    """int_0^1 kappa exp(-kappa (1 - s)) s^p ds = kappa p! phi_{p+1}(-kappa), for p = 1 .. count."""
+    return np.array(
+        [kappa * math.factorial(p) * phi(p + 1, -kappa) for p in range(1, count + 1)]
+    )
+
+
+def difference_weights(nodes: ndarray, moments: ndarray) -> ndarray:
+    """The c with sum_k c_k nodes_k^p = moments_p for p = 1 .. n: weights of f_k - f_0.
+
+    f_0 is at 0 and f_k at nodes_k; polynomials up to degree n are integrated exactly.
+    """
+    if not len(nodes):
+        return np.zeros(0)
+    powers = np.arange(1, len(nodes) + 1)[:, None]
+    return np.linalg.solve(np.asarray(nodes) ** powers, moments)
+
+
+def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> ndarray:
+    """difference_weights of the exponential integral.
+
+    rule: how a single difference is weighted (UniPC, arXiv:2302.04867, app. F): "exact", or
+    a_1 = 1/2 times B(h), which is kappa for "bh1" and 1 - exp(-kappa) for "bh2". All three agree
+    to the order of the method.
+    """
+    if len(nodes) == 1 and rule != "exact":
+        total = kappa if rule == "bh1" else -math.expm1(-kappa)
+        return np.array([total / 2 / nodes[0]])
+    return difference_weights(nodes, exponential_moments(kappa, len(nodes)))
+
+
+def adams_weights(nodes: ndarray) -> ndarray:
+    """difference_weights of the plain integral from 0 to 1, whose moments are 1 / (p + 1)."""
+    return difference_weights(nodes, 1 / np.arange(2, len(nodes) + 2))

@@ -1,0 +1,48 @@
+"""SA-Solver: Xue et al. 2023, arXiv:2309.05019."""
+
+import numpy as np
+
+from diffusion_jax.grids import Grid
+from diffusion_jax.samplers.exponential import multistep
+from diffusion_jax.samplers.orders import resolve_order, step_orders
+from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.typing import InputError
+
+
+def sa_solver(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    tau: float = 1.0,
+    order: int | None = None,
+    corrector_order: int | None = None,
+    tau_from: float = 0.0,
+    tau_to: float = 1.0,
+    rule: str = "bh1",
+    lower_order_final: bool = True,
+) -> Tableau:
+    """A stochastic Adams predictor with a corrector (algorithm 1), in x0.
+
+    tau scales the noise (eq. 5): 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
+    that start at tau_from <= t / T <= tau_to. order, of the predictor, and corrector_order are 1
+    to 3, 2 by default; corrector_order=0 is the predictor alone. The corrector uses the noise of
+    its predictor. rule: see exponential_weights; "bh1" is the authors' choice for few steps.
+    """
+    if not 0 <= tau < np.inf:
+        raise InputError(f"tau={tau}: it must be 0 or more")
+    if not 0 <= tau_from <= tau_to <= 1:
+        raise InputError(
+            f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
+        )
+    order = resolve_order("order", order, 2, 3, grid)
+    orders = step_orders(grid, order, lower_order_final)
+    corrector = np.zeros_like(orders)
+    if corrector_order != 0:
+        order = resolve_order("corrector_order", corrector_order, 2, 3, grid)
+        finite = np.isfinite(grid.log_snr)
+        orders_c = step_orders(grid, order, lower_order_final)
+        corrector = np.where(finite[:-1] & finite[1:], orders_c, 0)
+        corrector[-1] = 0
+    place = grid.t[:-1] / schedule.steps
+    eta = tau**2 * ((tau_from <= place) & (place <= tau_to))
+    return multistep(grid, "x0", orders, corrector, eta=eta, rule=rule)
