@@ -1,10 +1,10 @@
 """Diffusion samplers as tables of numbers, run by one compiled loop.
 
-    from diffusion_jax import load_model, sample, samplers
+from diffusion_jax import load_model, sample, samplers
 
-    model = load_model("checkpoints/demo")
-    tableau = samplers.build("ddim", model.schedule, steps=25)
-    images = sample(model, tableau, n=8, seed=0).images
+model = load_model("checkpoints/demo")
+tableau = samplers.build("ddim", model.schedule, steps=25)
+images = sample(model, tableau, n=8, seed=0).images
 """
 
 from diffusion_jax import grids, samplers, schedules

@@ -56,9 +56,7 @@ def at(schedule: NoiseSchedule, t: ndarray, end: float = 0.0) -> Grid:
     """The grid through given times. Raises InputError unless they fall strictly to `end`."""
     t = np.asarray(t, np.float64)
     if t.ndim != 1 or len(t) < 2 or t[-1] != end:
-        raise InputError(
-            f"a grid of times {t}: they must fall strictly from at most T to {end:g}"
-        )
+        raise InputError(f"a grid of times {t}: they must fall strictly from at most T to {end:g}")
     return check(Grid(*schedule.level(t)))
 
 
@@ -119,9 +117,7 @@ def karras(
     """
     _check(schedule, n)
     _check_rho(rho)
-    return _between(
-        schedule, n, sigma_min, sigma_max, to_zero, lambda *ends: warp(*ends, rho=rho)
-    )
+    return _between(schedule, n, sigma_min, sigma_max, to_zero, lambda *ends: warp(*ends, rho=rho))
 
 
 def exponential(

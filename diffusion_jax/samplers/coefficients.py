@@ -42,9 +42,7 @@ def phi(order: int, z: float) -> float:
 
 def exponential_moments(kappa: float, count: int) -> ndarray:
     """int_0^1 kappa exp(-kappa (1 - s)) s^p ds = kappa p! phi_{p+1}(-kappa), for p = 1 .. count."""
-    return np.array(
-        [kappa * math.factorial(p) * phi(p + 1, -kappa) for p in range(1, count + 1)]
-    )
+    return np.array([kappa * math.factorial(p) * phi(p + 1, -kappa) for p in range(1, count + 1)])
 
 
 def difference_weights(nodes: ndarray, moments: ndarray) -> ndarray:

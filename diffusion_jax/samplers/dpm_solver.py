@@ -44,15 +44,16 @@ def dpm_singlestep(
     grid: Grid,
     order: int = 2,
     predict: str = "eps",
-    rule: str = "bh2",
+    rule: str | None = None,
     r1: float | None = None,
     r2: float = 2 / 3,
 ) -> Tableau:
     """DPM-Solver-2 and -3 (algorithms 1 and 2), and DPM-Solver++(2S) (algorithm 1, second paper).
 
     order: the calls a step. Between lambda_i and lambda_j = lambda_i + h the denoiser is called
-    at lambda_i + r1 h, and at lambda_i + r2 h. r1: 1/2 of order 2, 1/3 of order 3. rule: as in
-    dpm_multistep; order 3 integrates exactly. A step to or from infinite log-SNR is one call.
+    at lambda_i + r1 h, and at lambda_i + r2 h. r1: 1/2 of order 2, 1/3 of order 3. rule: how a
+    stage of order 2 weights its difference, as in dpm_multistep; as published it is "bh2" in
+    order 2, "exact" in order 3. A step to or from infinite log-SNR is one call.
     """
     if order not in (1, 2, 3):
         raise InputError(f"order={order}: it must be in 1..3")
@@ -62,6 +63,7 @@ def dpm_singlestep(
     if not 0 < first < (1 if order < 3 else r2) or not r2 < 1:
         raise InputError(f"r1={r1}, r2={r2}: they must obey 0 < r1 < r2 < 1")
     stages = {1: [], 2: [first], 3: [first, r2]}[order]
+    rule = ("exact" if order == 3 else "bh2") if rule is None else rule
     rows: list[Row] = []
     finite = np.isfinite(grid.log_snr)
     for step, (start, end) in enumerate(zip(grid.levels[:-1], grid.levels[1:], strict=True)):
@@ -93,7 +95,7 @@ def _single_step(
     weights = [0.0]  # of f - f_0 at each stage
     for r, level, before in zip([*inner[1:], 1.0], levels[1:], inner, strict=True):
         kappa, scale = (r * h, level.alpha) if predict == "x0" else (-r * h, level.sigma)
-        chosen = "exact" if len(inner) > 1 else rule
+        chosen = "exact" if order == 3 and level is end else rule
         weights.append(scale * exponential_weights(kappa, np.array([before / r]), chosen)[0])
     known = [
         level.alpha * x0 + level.sigma * eps - c * f

@@ -31,4 +31,10 @@ def step_orders(grid: Grid, order: int, lower_order_final: bool) -> ndarray:
     orders = np.minimum(order, np.maximum(np.cumsum(finite[:-1]), 1))
     if lower_order_final:
         orders = np.minimum(orders, np.arange(grid.steps, 0, -1))
-    return np.where(finite[:-1] & finite[1:], orders, 1)
+    return np.where(finite[:-1] & finite[1:], orders, np.minimum(orders, 1))
+
+
+def correctable(grid: Grid) -> ndarray:
+    """The steps that a corrector can follow: of finite log-SNR, and with a call at their end."""
+    finite = np.isfinite(grid.log_snr)
+    return finite[:-1] & finite[1:] & (np.arange(1, grid.steps + 1) < grid.steps)

@@ -14,12 +14,15 @@ from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Level
 
 
-def heun(schedule: NoiseSchedule, grid: Grid) -> Tableau:
-    """Heun's method: EDM (Karras et al. 2022, arXiv:2206.00364), algorithm 1.
+def heun(schedule: NoiseSchedule, grid: Grid, space: str = "ratio") -> Tableau:
+    """Heun's method, the trapezoidal rule whose second call is made after an Euler step.
 
-    y' = y + (r_j - r_i) (eps_i + eps_j) / 2, where eps_j is called after an Euler step.
+    space: "ratio", dy = eps dr (EDM, Karras et al. 2022, arXiv:2206.00364, algorithm 1); or
+    "levels", the same ODE as dx = x0 dalpha + eps dsigma, which in rectified flow is Heun in t.
     """
-    return _heun(list(zip(grid.levels[:-1], grid.levels[1:], strict=True)))
+    if space not in ("ratio", "levels"):
+        raise InputError(f"space={space!r} is unknown: choose from ratio, levels")
+    return _heun(list(zip(grid.levels[:-1], grid.levels[1:], strict=True)), space=space)
 
 
 def edm(
@@ -75,7 +78,9 @@ def restart(
     return _heun([*steps[:last], *steps[first:last] * repeats, *steps[last:]])
 
 
-def _heun(steps: Sequence[tuple[Level, Level]], s_noise: float = 1.0) -> Tableau:
+def _heun(
+    steps: Sequence[tuple[Level, Level]], s_noise: float = 1.0, space: str = "ratio"
+) -> Tableau:
     """Heun's method over steps (start, end). Noise lifts a state to where the next step starts."""
     x, x0, eps, xi, z = symbols(1)
     rows = []
@@ -86,12 +91,14 @@ def _heun(steps: Sequence[tuple[Level, Level]], s_noise: float = 1.0) -> Tableau
         if lifted == end:
             scale, noise = 1, 0 * xi
         euler = end.alpha * x0 + end.sigma * eps
-        if _is_pure(start, end):
+        if _is_pure(start, end) and (space == "ratio" or end.sigma == 0):
             rows.append(Row(start, [scale * euler + noise]))
             continue
-        half = (end.sigma - end.alpha * start.sigma / start.alpha) / 2
-        rows.append(Row(start, [euler, euler - half * eps], ends_step=False))
-        rows.append(Row(end, [scale * (z + half * eps) + noise]))
+        slope = (end.alpha - start.alpha) * x0 + (end.sigma - start.sigma) * eps
+        if space == "ratio":
+            slope = (end.sigma - end.alpha * start.sigma / start.alpha) * eps
+        rows.append(Row(start, [euler, euler - slope / 2], ends_step=False))
+        rows.append(Row(end, [scale * (z + slope / 2) + noise]))
     return tabulate(rows)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.exponential import multistep
-from diffusion_jax.samplers.orders import resolve_order, step_orders
+from diffusion_jax.samplers.orders import correctable, resolve_order, step_orders
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.schedules import NoiseSchedule
 
@@ -27,7 +27,5 @@ def unipc(
     """
     order = resolve_order("order", order, 2, 3, grid)
     orders = step_orders(grid, order, lower_order_final)
-    finite = np.isfinite(grid.log_snr)
-    corrected = finite[:-1] & finite[1:] & corrector
-    corrected[-1] = False
-    return multistep(grid, predict, orders, np.where(corrected, orders, 0), rule=rule)
+    corrected = np.where(correctable(grid) & corrector, orders, 0)
+    return multistep(grid, predict, orders, corrected, rule=rule)

@@ -1,0 +1,68 @@
+"""The exact error of any tableau on Gaussian data, in float64, without sampling.
+
+For independent x_0 ~ N(mean, variance) the exact denoiser is affine in x (Karras et al. 2022,
+arXiv:2206.00364, app. B.6), and so is every row: the state and the registers stay Gaussian, and
+their mean and covariance follow from the table.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+from numpy import ndarray
+
+from diffusion_jax.samplers.tableau import XI, Tableau
+from diffusion_jax.typing import Level
+
+CLEAN = Level(0.0, 1.0, 0.0)
+
+
+class Gaussian(NamedTuple):
+    """Independent Gaussian coordinates: the mean and the variance of each."""
+
+    mean: Float64[ndarray, "D"]
+    variance: Float64[ndarray, "D"]
+
+    def at(self, level: Level) -> "Gaussian":
+        """The distribution of alpha x + sigma xi."""
+        variance = level.alpha**2 * self.variance + level.sigma**2
+        return Gaussian(level.alpha * self.mean, variance)
+
+
+def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gaussian:
+    """The exact distribution of the samples, where the denoiser is exact for the data.
+
+    start: the distribution before the first row; by default the data's own at the first level.
+    """
+    outputs = tableau.mix.shape[1]
+    first = Level(tableau.t[0], tableau.alpha[0], tableau.sigma[0])
+    start = data.at(first) if start is None else start
+    mean = np.zeros((len(data.mean), outputs))
+    covariance = np.zeros((len(data.mean), outputs, outputs))
+    mean[:, 0], covariance[:, 0, 0] = start
+    for alpha, sigma, mix in zip(tableau.alpha, tableau.sigma, tableau.mix, strict=True):
+        total = alpha**2 * data.variance + sigma**2
+        slope = np.stack([np.ones_like(total), alpha * data.variance / total, sigma / total], 1)
+        offset = np.stack([0 * total, sigma**2 / total, -alpha * sigma / total], 1)
+        held = np.broadcast_to(mix[:, XI + 1 :], (len(total), outputs, outputs - 1))
+        linear = np.concatenate([(slope @ mix[:, :XI].T)[:, :, None], held], 2)
+        mean = (linear @ mean[:, :, None])[:, :, 0] + offset @ mix[:, :XI].T * data.mean[:, None]
+        noise = np.outer(mix[:, XI], mix[:, XI])
+        covariance = linear @ covariance @ linear.transpose(0, 2, 1) + noise
+    return Gaussian(mean[:, 0], covariance[:, 0, 0])
+
+
+def wasserstein(one: Gaussian, other: Gaussian) -> float:
+    """The 2-Wasserstein distance."""
+    spread = np.sqrt(one.variance) - np.sqrt(other.variance)
+    return float(np.sqrt(np.sum((one.mean - other.mean) ** 2 + spread**2)))
+
+
+def error(tableau: Tableau, data: Gaussian, end: Level = CLEAN) -> float:
+    """The 2-Wasserstein distance between samples and data, at the level where the table ends."""
+    return wasserstein(push(tableau, data), data.at(end))
+
+
+def fit_order(steps: ndarray, errors: ndarray) -> float:
+    """The order p of errors that fall as steps^-p: minus the slope in logarithms."""
+    return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])

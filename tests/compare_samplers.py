@@ -1,0 +1,308 @@
+"""Whole sampling runs of ours against those of diffusers, on the same network and noise.
+
+  python -m tests.compare_samplers > docs/samplers.md
+
+The two share the betas, the levels, the initial state, the noise of each step, and a small fixed
+network of image and time. Ours are single precision runs of the compiled loop, theirs as shipped.
+"""
+
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from diffusion_jax import grids, samplers, schedules
+from diffusion_jax.denoisers import network_denoiser
+from diffusion_jax.grids import Grid
+from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.samplers import Tableau
+from diffusion_jax.samplers.tableau import pad, to_float32
+
+T = 1000
+SHAPE = (3, 4, 4, 2)
+WEIGHT = np.random.default_rng(1).normal(size=(2, 2)) / 2
+ROWS, REGISTERS = 256, 3
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
+SCHEDULE = schedules.scaled_linear(T)
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012}
+KEYS = samplers.sample_keys(jax.random.key(5), jnp.arange(SHAPE[0], dtype=jnp.uint32))
+
+
+class Case(NamedTuple):
+    """A scheduler of theirs with its options, and our tableau for its steps.
+
+    ours: (their scheduler, after set_timesteps) -> tableau.
+    why: empty where the two should agree; else what is wrong with theirs.
+    rounded: theirs rounds or cuts the times that the network is shown; ours is shown them too.
+    """
+
+    name: str
+    theirs: str
+    options: dict[str, Any]
+    steps: int
+    ours: Callable[[Any], Tableau]
+    why: str = ""
+    rounded: bool = False
+    step_options: dict[str, Any] = {}  # noqa: RUF012
+    predictions: tuple[str, ...] = ("eps", "v")
+
+    @property
+    def label(self) -> str:
+        """For the table and for the names of the tests."""
+        return f"{self.name}, {self.steps} steps, {' and '.join(self.predictions)}"
+
+
+def network(x: Any, t: Any, xp: Any) -> Any:
+    """A smooth function of image and time in [0, 1], for PyTorch and JAX."""
+    weight = jnp.asarray(WEIGHT, x.dtype) if xp is jnp else torch.tensor(WEIGHT, dtype=x.dtype)
+    return xp.tanh(x @ weight + 2 * t) + x / 4
+
+
+def relative_error(case: Case, prediction: str) -> float:
+    """|ours - theirs| / |theirs| of the final states; prediction: one of the case's."""
+    options = {"num_train_timesteps": T, **case.options}
+    if prediction != "flow":
+        options |= {**BETAS, "prediction_type": PREDICTIONS[prediction]}
+    scheduler = getattr(diffusers, case.theirs)(**options)
+    scheduler.set_timesteps(case.steps)
+    tableau = case.ours(scheduler)
+    if case.rounded:
+        shown = scheduler.timesteps.numpy() + 1.0
+        assert np.all(np.abs(shown - tableau.t) <= 1)
+        tableau = tableau._replace(t=shown)
+    x = samplers.row_noise(KEYS, jnp.uint32(2**32 - 1), SHAPE[1:])
+    theirs = run_theirs(scheduler, np.asarray(x), float(tableau.alpha[0]), case.step_options)
+    ours = run_ours(prediction)(to_float32(pad(tableau, ROWS, REGISTERS)), x, tableau.rows)
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+def _compiled() -> Callable[[str], Callable]:
+    def make(prediction: str) -> Callable:
+        shift = jnp.float32(0 if prediction == "flow" else 1 / T)  # of their index 0
+        denoise = network_denoiser(
+            lambda x, t, context: network(x, t - shift, jnp),
+            PARAMETERIZATIONS[prediction],
+            T,
+            None,
+        )
+        return jax.jit(
+            lambda tableau, x, rows: samplers.solve(denoise, tableau, x, KEYS, rows=rows)[0]
+        )
+
+    runs = {prediction: make(prediction) for prediction in (*PREDICTIONS, "flow")}
+    return runs.__getitem__
+
+
+run_ours = _compiled()
+
+
+def run_theirs(scheduler: Any, x: np.ndarray, alpha: float, step_options: dict) -> np.ndarray:
+    """Their loop as in their pipelines; the noise of step r is that of our row r."""
+    row = 0
+
+    def noise(shape: tuple, **_: Any) -> torch.Tensor:
+        return torch.tensor(np.asarray(samplers.row_noise(KEYS, jnp.uint32(row), SHAPE[1:])))
+
+    module = sys.modules[type(scheduler).__module__]
+    original = getattr(module, "randn_tensor", None)
+    module.randn_tensor = noise
+    x = torch.tensor(x)
+    if getattr(scheduler, "init_noise_sigma", 1) != 1:  # theirs is x / alpha
+        x = x / alpha
+    try:
+        for row, t in enumerate(scheduler.timesteps):  # noqa: B007
+            scale = getattr(scheduler, "scale_model_input", lambda x, t: x)
+            output = network(scale(x, t), t / T, torch)
+            x = scheduler.step(output, t, x, **step_options).prev_sample
+    finally:
+        module.randn_tensor = original
+    return x.numpy()
+
+
+def at_their_times(end: float = 0.0) -> Callable[[Any], Grid]:
+    """Our grid through the times of a scheduler of theirs, whose index 0 is our step 1."""
+
+    def grid(scheduler: Any) -> Grid:
+        times = np.unique(scheduler.timesteps.numpy())[::-1] + 1.0
+        return grids.at(SCHEDULE, np.append(times, end), end=end)
+
+    return grid
+
+
+def named(name: str, steps: int, **options: Any) -> Callable[[Any], Grid]:
+    """One of our grids, whatever theirs is."""
+    return lambda scheduler: grids.GRIDS[name](SCHEDULE, steps, **options)
+
+
+def tableau_of(
+    sampler: str, grid: Callable[[Any], Grid], **options: Any
+) -> Callable[[Any], Tableau]:
+    """Our sampler over a grid."""
+    return lambda scheduler: samplers.SAMPLERS[sampler](SCHEDULE, grid(scheduler), **options)
+
+
+def every(grid: Callable[[Any], Grid], stride: int) -> Callable[[Any], Grid]:
+    """Each stride-th level of a grid, and its end: the steps of a single-step method of theirs."""
+
+    def coarse(scheduler: Any) -> Grid:
+        columns = grid(scheduler)
+        return Grid(*(np.append(column[:-1:stride], column[-1]) for column in columns))
+
+    return coarse
+
+
+def _cases() -> list[Case]:
+    return [*_ancestral(), *_in_ratio(), *_multistep(), *_singlestep(), *_others()]
+
+
+def _ancestral() -> list[Case]:
+    plain = {"clip_sample": False}
+    leading, trailing = named("leading", 100), named("trailing", 50)
+    make = tableau_of("ddpm", leading, variance="posterior")
+    small, large = {"variance_type": "fixed_small"}, {"variance_type": "fixed_large"}
+    cases = [
+        Case("DDPM, posterior variance", "DDPMScheduler", plain | small, 100, make),
+        Case(
+            "DDPM, variance beta", "DDPMScheduler", plain | large, 100, tableau_of("ddpm", leading)
+        ),
+    ]
+    options = plain | {"timestep_spacing": "trailing"}
+    for eta in (0.0, 0.5, 1.0):
+        ours, step = tableau_of("ddim", trailing, eta=eta), {"eta": eta}
+        name = f"DDIM, eta {eta:g}"
+        cases.append(Case(name, "DDIMScheduler", options, 50, ours, step_options=step))
+    return cases
+
+
+def _in_ratio() -> list[Case]:
+    """The methods in sigma / alpha, on their even times and on Karras's levels."""
+    cases = []
+    for name, theirs, ours in (
+        ("Euler", "EulerDiscreteScheduler", "euler"),
+        ("Euler ancestral", "EulerAncestralDiscreteScheduler", "euler_ancestral"),
+        ("Heun", "HeunDiscreteScheduler", "heun"),
+        ("DPM2", "KDPM2DiscreteScheduler", "dpm2"),
+        ("DPM2 ancestral", "KDPM2AncestralDiscreteScheduler", "dpm2_ancestral"),
+        ("LMS, order 4", "LMSDiscreteScheduler", "lms"),
+    ):
+        even, options = tableau_of(ours, named("leading", 25)), {"timestep_spacing": "leading"}
+        cases.append(Case(name, theirs, options, 25, even))
+        if theirs == "EulerAncestralDiscreteScheduler":
+            continue
+        karras = tableau_of(ours, named("karras", 20))
+        options = {"use_karras_sigmas": True, "timestep_spacing": "linspace"}
+        cases.append(Case(f"{name}, Karras", theirs, options, 20, karras, rounded=True))
+    return cases
+
+
+def _multistep() -> list[Case]:
+    dpm = "DPMSolverMultistepScheduler"
+    zero, least = at_their_times(), at_their_times(1.0)
+    to_least = {"final_sigmas_type": "sigma_min"}
+    cases = []
+    for steps in (10, 25):
+        for order in (1, 2):
+            ours, options = (
+                tableau_of("dpmpp_multistep", zero, order=order),
+                {"solver_order": order},
+            )
+            cases.append(Case(f"DPM-Solver++ {order}M", dpm, options, steps, ours))
+        ours = tableau_of("dpmpp_multistep", zero, order=2, rule="exact")
+        cases.append(Case("DPM-Solver++ 2M, heun", dpm, {"solver_type": "heun"}, steps, ours))
+        ours = tableau_of("dpmpp_multistep", zero, order=3)
+        cases.append(Case("DPM-Solver++ 3M", dpm, {"solver_order": 3}, steps, ours, HALVED))
+    karras = tableau_of("dpmpp_multistep", named("karras", 20))
+    options = {"use_karras_sigmas": True}
+    cases.append(Case("DPM-Solver++ 2M, Karras", dpm, options, 20, karras, rounded=True))
+    for order in (1, 2, 3):
+        options = {"solver_order": order, "algorithm_type": "dpmsolver", **to_least}
+        ours = tableau_of("dpm_solver_multistep", least, order=order)
+        why = HALVED if order == 3 else ""
+        cases.append(Case(f"DPM-Solver {order}M, to step 1", dpm, options, 25, ours, why))
+    for order in (1, 2):
+        options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
+        ours = tableau_of("dpmpp_sde", zero, order=order)
+        cases.append(Case(f"SDE-DPM-Solver++ {order}M", dpm, options, 25, ours))
+    for order in (1, 2, 3):
+        options, ours = {"solver_order": order}, tableau_of("deis", least, order=order)
+        cases.append(
+            Case(f"DEIS, order {order}, to step 1", "DEISMultistepScheduler", options, 25, ours)
+        )
+    return cases
+
+
+def _singlestep() -> list[Case]:
+    """On even log-SNR, where their intermediate levels lie where the papers put them."""
+    cases = []
+    for order in (2, 3):
+        steps = 7 * order + 1
+        grid = every(named("uniform_logsnr", steps), order)
+        options = {"use_exponential_sigmas": True, "lower_order_final": True, "solver_order": order}
+        ours = tableau_of("dpmpp", grid, order=order, rule="bh2")
+        name = f"DPM-Solver++ {order}S"
+        cases.append(Case(name, "DPMSolverSinglestepScheduler", options, steps, ours, rounded=True))
+    return cases
+
+
+def _others() -> list[Case]:
+    zero, least = at_their_times(), at_their_times(1.0)
+    cases = []
+    for order in (1, 2, 3):
+        for rule in ("bh1", "bh2"):
+            options = {"solver_order": order, "solver_type": rule}
+            ours = tableau_of("unipc", zero, order=order, rule=rule)
+            name = f"UniPC-{order}, {rule}"
+            cases.append(Case(name, "UniPCMultistepScheduler", options, 20, ours))
+            options = options | {"predict_x0": False, "final_sigmas_type": "sigma_min"}
+            ours = tableau_of("unipc", least, order=order, rule=rule, predict="eps")
+            name = f"UniPC-{order}, {rule}, in eps, to step 1"
+            cases.append(Case(name, "UniPCMultistepScheduler", options, 20, ours))
+    options = {"disable_corrector": list(range(20))}
+    ours = tableau_of("unipc", zero, corrector=False)
+    cases.append(Case("UniPC-2, predictor", "UniPCMultistepScheduler", options, 20, ours))
+    for order, corrector in ((1, 2), (2, 2), (3, 3), (2, 3)):
+        options = {"predictor_order": order, "corrector_order": corrector, "tau_func": lambda t: 1}
+        ours = tableau_of("sa_solver", least, order=order, corrector_order=corrector)
+        name = f"SA-Solver, orders {order} and {corrector}, tau 1, to step 1"
+        cases.append(Case(name, "SASolverScheduler", options, 25, ours))
+    ours = tableau_of("sa_solver", least, tau_from=0.201, tau_to=0.801)
+    cases.append(Case("SA-Solver, their tau, to step 1", "SASolverScheduler", {}, 25, ours))
+    options = {"skip_prk_steps": True, "set_alpha_to_one": True}
+    ours = tableau_of("pndm", named("leading", 25))
+    cases.append(Case("PLMS", "PNDMScheduler", options, 25, ours, predictions=("eps",)))
+    cases.append(Case("PLMS", "PNDMScheduler", options, 25, ours, MIXED_V, predictions=("v",)))
+    options = {"timestep_scaling": 1e9, "original_inference_steps": T, "clip_sample": False}
+    ours = tableau_of("consistency", zero)
+    cases.append(Case("Consistency, multistep (LCM)", "LCMScheduler", options, 4, ours))
+    for name, ours in (("Euler", flow("euler")), ("Heun", flow("heun", space="levels"))):
+        theirs = f"FlowMatch{name}DiscreteScheduler"
+        cases.append(Case(f"{name}, flow", theirs, {}, 20, ours, predictions=("flow",)))
+    return cases
+
+
+def flow(sampler: str, **options: Any) -> Callable[[Any], Tableau]:
+    """Our sampler on rectified flow, through their times, sigma = t / T."""
+    schedule = schedules.flow(T)
+
+    def tableau(scheduler: Any) -> Tableau:
+        times = np.unique(np.float64(scheduler.timesteps.numpy()))[::-1]
+        grid = grids.at(schedule, np.append(times, 0))
+        return samplers.SAMPLERS[sampler](schedule, grid, **options)
+
+    return tableau
+
+
+HALVED = (
+    "Their D2 = (D1_0 - D1_1) / (r_0 + r_1) is a second divided difference, half of the second "
+    "derivative, and meets the weight of the whole derivative: the method falls to order 2."
+)
+MIXED_V = (
+    "They combine the v of different levels as if they were eps, and read the sum at one level: "
+    "v = alpha eps - sigma x0 of different levels do not add up."
+)
+CASES = {case.label: case for case in _cases()}
