@@ -117,7 +117,14 @@ def karras(
     """
     _check(schedule, n)
     _check_rho(rho)
-    return _between(schedule, n, sigma_min, sigma_max, to_zero, lambda *ends: warp(*ends, rho=rho))
+    return _between(
+        schedule,
+        n,
+        sigma_min,
+        sigma_max,
+        to_zero,
+        lambda low, high, place: warp(low, high, place, rho),
+    )
 
 
 def exponential(

@@ -80,7 +80,7 @@ class NoiseSchedule(NamedTuple):
         nearest = np.searchsorted(table, ratio)
         whole = table[nearest] == ratio
         below = np.maximum(nearest - 1, 0)
-        inside = np.where(whole, _blend(np.float64(0.5), table[below], table[below + 1]), ratio)
+        inside = np.where(whole, _blend(0.5, table[below], table[below + 1]), ratio)
         t = below + _blend_weight(inside, table[below], table[below + 1])
         return self._level(np.where(whole, nearest, t), inside, whole)
 
@@ -99,7 +99,7 @@ def noise_ratio(alpha: ndarray, sigma: ndarray) -> ndarray:
     return np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)
 
 
-def _blend(weight: ndarray, start: ndarray, end: ndarray) -> ndarray:
+def _blend(weight: float | ndarray, start: ndarray, end: ndarray) -> ndarray:
     """A ratio between two of the table; weight is strictly between 0 and 1."""
     low, high = np.where(start > 0, start, 1), np.where(end < np.inf, end, 1)
     return (

@@ -56,3 +56,9 @@ def choose(registry: Mapping[str, T], what: str, name: str) -> T:
     if name not in registry:
         raise InputError(f"{what}={name!r} is unknown: choose from {', '.join(registry)}")
     return registry[name]
+
+
+def require(holds: Any, message: str) -> None:
+    """Raise InputError with the message unless it holds."""
+    if not holds:
+        raise InputError(message)

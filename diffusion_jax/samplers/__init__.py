@@ -7,17 +7,17 @@ from typing import Any
 
 from diffusion_jax.grids import GRIDS, Grid, check
 from diffusion_jax.samplers.adams import lms, pndm
-from diffusion_jax.samplers.ddim import consistency, ddim, ddim_inversion, euler, euler_ancestral
+from diffusion_jax.samplers.ddim import consistency, ddim, euler, euler_ancestral
+from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
-from diffusion_jax.samplers.deis import deis
-from diffusion_jax.samplers.dpm_solver import dpm_multistep, dpm_singlestep
-from diffusion_jax.samplers.sa_solver import sa_solver
-from diffusion_jax.samplers.solve import row_noise, sample_keys, solve
-from diffusion_jax.samplers.stages import dpm2, edm, heun, restart
+from diffusion_jax.samplers.exponential import deis, dpm_multistep, sa_solver, unipc
+from diffusion_jax.samplers.solve import row_noise as row_noise
+from diffusion_jax.samplers.solve import sample_keys as sample_keys
+from diffusion_jax.samplers.solve import solve as solve
+from diffusion_jax.samplers.stages import dpm2, dpm_singlestep, edm, heun, restart
 from diffusion_jax.samplers.tableau import Tableau
-from diffusion_jax.samplers.unipc import unipc
 from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError, choose
+from diffusion_jax.typing import choose, require
 
 SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "ddpm": ddpm,
@@ -42,32 +42,6 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "consistency": consistency,
 }
 
-__all__ = [
-    "SAMPLERS",
-    "Tableau",
-    "build",
-    "consistency",
-    "ddim",
-    "ddim_inversion",
-    "ddpm",
-    "deis",
-    "dpm2",
-    "dpm_multistep",
-    "dpm_singlestep",
-    "edm",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "lms",
-    "pndm",
-    "restart",
-    "row_noise",
-    "sa_solver",
-    "sample_keys",
-    "solve",
-    "unipc",
-]
-
 
 def build(
     name: str, schedule: NoiseSchedule, steps: int, grid: str | Grid = "trailing", **options: Any
@@ -78,20 +52,21 @@ def build(
     """
     make = choose(SAMPLERS, "sampler", name)
     known = _options(make)
-    if isinstance(grid, str):
-        make_grid = choose(GRIDS, "grid", grid)
-        of_grid = [option for option in _options(make_grid) if option not in known]
-        own = {key: options.pop(key) for key in of_grid if key in options}
-        levels = make_grid(schedule, steps, **own)
+    if isinstance(grid, Grid):
+        require(grid.steps == steps, f"steps={steps}: the grid that is given has {grid.steps}")
+        make_grid: Callable[..., Grid] = partial(_given, grid)
     else:
-        of_grid, levels = [], check(grid)
-        if levels.steps != steps:
-            raise InputError(f"steps={steps}: the grid that is given has {levels.steps}")
+        make_grid = choose(GRIDS, "grid", grid)
+    of_grid = [option for option in _options(make_grid) if option not in known]
+    takes = ", ".join(known + of_grid) or "none"
     for option in options:
-        if option not in known:
-            takes = ", ".join(known + of_grid) or "none"
-            raise InputError(f"sampler {name} takes no {option}: it takes {takes}")
-    return make(schedule, levels, **options)
+        require(option in takes.split(", "), f"sampler {name} takes no {option}: it takes {takes}")
+    own = {key: options.pop(key) for key in of_grid if key in options}
+    return make(schedule, make_grid(schedule, steps, **own), **options)
+
+
+def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:
+    return check(grid)
 
 
 def _options(make: Callable[..., Any]) -> list[str]:

@@ -7,7 +7,7 @@ from numpy import ndarray
 
 from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.coefficients import adams_weights
-from diffusion_jax.samplers.orders import resolve_order
+from diffusion_jax.samplers.multistep import resolve_order
 from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.schedules import NoiseSchedule
 
@@ -18,14 +18,13 @@ def lms(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tablea
     The first steps are of the orders that their history allows. order: 4 by default, or less
     where the grid has fewer steps.
     """
-    order = resolve_order("order", order, 4, 4, grid)
     ratio = grid.ratio
 
     def nodes(step: int, count: int) -> ndarray:
         history = ratio[step - count : step][::-1]
         return (history - ratio[step]) / (ratio[step + 1] - ratio[step])
 
-    return tabulate(_rows(grid, order, nodes))
+    return tabulate(_rows(grid, resolve_order(order, 4, 4, grid), nodes))
 
 
 def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tableau:
@@ -34,31 +33,30 @@ def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Table
     Adams-Bashforth as on an evenly spaced grid, whatever the grid. The first step is Heun's and
     takes two calls, as in latent diffusion's PLMS. order: as in lms.
     """
-    order = resolve_order("order", order, 4, 4, grid)
-    rows = _rows(grid, order, lambda step, count: -np.arange(1, count + 1))
+    order = resolve_order(order, 4, 4, grid)
+    rows = _rows(grid, order, lambda step, count: -np.arange(1.0, count + 1))
     if order == 1 or grid.alpha[0] == 0:
         return tabulate(rows)
-    x, x0, eps, xi, z, *_ = symbols(order - 1)
+    s = symbols(order - 1)
     predict = rows[0]._replace(ends_step=False)
-    correct = Row(grid.levels[1], [x + _span(grid, 0) / 2 * (eps - z), z])
+    correct = Row(grid.levels[1], [s.x + _span(grid, 0) / 2 * (s.eps - s.z[0]), s.z[0]])
     return tabulate([predict, correct, *rows[1:]])
 
 
 def _rows(grid: Grid, order: int, nodes: Callable[[int, int], ndarray]) -> list[Row]:
     """DDIM + span * sum_k c_k (eps_k - eps); nodes(step, count): where the last eps were taken."""
-    x, x0, eps, xi, *z = symbols(order - 1)
+    s = symbols(order - 1)
     rows = []
     for step in range(grid.steps):
+        x_next = grid.alpha[step + 1] * s.x0 + grid.sigma[step + 1] * s.eps
         count = min(order - 1, int(np.sum(grid.alpha[:step] > 0)))
-        x_next = grid.alpha[step + 1] * x0 + grid.sigma[step + 1] * eps
         if count:
             weights = _span(grid, step) * adams_weights(nodes(step, count))
-            x_next = x_next + sum(c * (e - eps) for c, e in zip(weights, z, strict=False))
-        rows.append(Row(grid.levels[step], [x_next, eps, *z][:order]))
+            x_next = x_next + weights @ (np.stack(s.z[:count]) - s.eps)
+        rows.append(Row(grid.levels[step], [x_next, s.eps, *s.z][:order]))
     return rows
 
 
 def _span(grid: Grid, step: int) -> float:
     """alpha_j (r_j - r_i)."""
-    scale = grid.alpha[step + 1] / grid.alpha[step]
-    return grid.sigma[step + 1] - scale * grid.sigma[step]
+    return grid.sigma[step + 1] - grid.alpha[step + 1] / grid.alpha[step] * grid.sigma[step]

@@ -1,17 +1,17 @@
 """The numbers that multistep and multi-stage methods share.
 
-In lambda = log(alpha / sigma) the probability-flow ODE is solved by (DPM-Solver, arXiv:2206.00927,
-eq. 3.4; DPM-Solver++, arXiv:2211.01095, eq. 8)
+In l = log(alpha / sigma), with h = l_j - l_i, the probability-flow ODE is solved by (DPM-Solver,
+arXiv:2206.00927, eq. 3.4; DPM-Solver++, arXiv:2211.01095, eq. 8)
 
     x_j = (alpha_j / alpha_i) x_i - alpha_j int exp(-l) eps(l) dl
-        = (sigma_j / sigma_i) x_i + sigma_j int exp(l) x0(l) dl          l from lambda_i to lambda_j
+        = (sigma_j / sigma_i) x_i + sigma_j int exp(l) x0(l) dl
 
-and the family of SDEs with the same marginals (SA-Solver, arXiv:2309.05019, eq. 11, eta = tau^2) by
+and the SDEs with the same marginals (SA-Solver, arXiv:2309.05019, eq. 11; eta = tau^2) by
 
     x_j = (sigma_j / sigma_i) exp(-eta h) x_i + sigma_j sqrt(1 - exp(-2 eta h)) xi
-        + alpha_j (1 + eta) int exp(-(1 + eta) (lambda_j - l)) x0(l) dl,        h = lambda_j - lambda_i
+        + alpha_j (1 + eta) int exp(-(1 + eta) (l_j - l)) x0(l) dl.
 
-All three integrals are  scale * int_0^1 kappa exp(-kappa (1 - s)) f(s) ds,  s = (l - lambda_i) / h:
+All three integrals are  scale * int_0^1 kappa exp(-kappa (1 - s)) f(s) ds,  s = (l - l_i) / h:
 
     f = x0: scale = alpha_j, kappa = (1 + eta) h;        f = eps: scale = sigma_j, kappa = -h.
 
@@ -23,8 +23,6 @@ import math
 
 import numpy as np
 from numpy import ndarray
-
-RULES = ("exact", "bh1", "bh2")
 
 
 def phi(order: int, z: float) -> float:
@@ -50,10 +48,8 @@ def difference_weights(nodes: ndarray, moments: ndarray) -> ndarray:
 
     f_0 is at 0 and f_k at nodes_k; polynomials up to degree n are integrated exactly.
     """
-    if not len(nodes):
-        return np.zeros(0)
     powers = np.arange(1, len(nodes) + 1)[:, None]
-    return np.linalg.solve(np.asarray(nodes) ** powers, moments)
+    return np.linalg.solve(nodes**powers, moments)
 
 
 def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> ndarray:
@@ -65,7 +61,7 @@ def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> nd
     """
     if len(nodes) == 1 and rule != "exact":
         total = kappa if rule == "bh1" else -math.expm1(-kappa)
-        return np.array([total / 2 / nodes[0]])
+        return total / 2 / nodes
     return difference_weights(nodes, exponential_moments(kappa, len(nodes)))
 
 

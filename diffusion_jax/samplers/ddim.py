@@ -6,7 +6,7 @@ from numpy import ndarray
 from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
 from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import require
 
 
 def ddim(schedule: NoiseSchedule, grid: Grid, eta: float = 0.0) -> Tableau:
@@ -65,8 +65,7 @@ def consistency(schedule: NoiseSchedule, grid: Grid) -> Tableau:
 
 def check_eta(eta: float) -> float:
     """Return eta, the scale of an ancestral step's noise; raise InputError outside [0, 1]."""
-    if not 0 <= eta <= 1:
-        raise InputError(f"eta={eta}: it must be in [0, 1]")
+    require(0 <= eta <= 1, f"eta={eta}: it must be in [0, 1]")
     return eta
 
 

@@ -9,7 +9,7 @@ from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.ddim import added_variance
 from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
 from diffusion_jax.schedules import NoiseSchedule, variance_preserving
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import choose, require
 
 
 def ddpm(
@@ -41,18 +41,12 @@ def ddpm(
 def _variance(
     variance: str | Sequence[float] | ndarray, beta: ndarray, sigma: ndarray, sigma_next: ndarray
 ) -> ndarray:
+    bounds = {"beta": beta * (sigma_next > 0), "posterior": beta * (sigma_next / sigma) ** 2}
     if isinstance(variance, str):
-        if variance not in ("beta", "posterior"):
-            raise InputError(
-                f"variance={variance!r} is unknown: choose from beta, posterior, or a number "
-                "for each step"
-            )
-        return beta * ((sigma_next > 0) if variance == "beta" else (sigma_next / sigma) ** 2)
+        return choose(bounds, "variance", variance)
     given = np.asarray(variance, np.float64)
-    if given.shape != beta.shape or not np.all((given >= 0) & (given < np.inf)):
-        raise InputError(
-            f"variance={given}: it must be {len(beta)} numbers, one for each step, none negative"
-        )
+    valid = given.shape == beta.shape and np.all((given >= 0) & (given < np.inf))
+    require(valid, f"variance={given}: it must be {len(beta)} numbers, one a step, 0 or more")
     return given
 
 

@@ -1,121 +1,105 @@
-"""Exponential multistep methods: DPM-Solver(++), DEIS, UniPC and SA-Solver as one.
+"""Exponential multistep methods, one call a step: DPM-Solver(++), DEIS, UniPC and SA-Solver.
 
-In the notation of coefficients.py, a step i -> j is
-
-    x_j = alpha_j x0 + sigma_j d eps + scale sum_k c_k (f_k - f_0) + sigma_j sqrt(1 - d^2) xi
-
-with d = exp(-eta h), f = x0 or eps, and f_k the prediction of k steps before. A corrector replaces
-x_j, once f is known there, by the same formula with that f among the f_k.
+order: None is the method's own, or less where the grid has fewer steps.
+lower_order_final: the last step is of order 1, the one before of order 2, and so on.
 """
 
-from typing import NamedTuple
-
 import numpy as np
-from numpy import ndarray
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.samplers.coefficients import RULES, exponential_weights
-from diffusion_jax.samplers.tableau import EPS, X0, Row, Tableau, symbols, tabulate
-from diffusion_jax.typing import InputError
+from diffusion_jax.samplers.multistep import (
+    corrector_orders,
+    multistep,
+    resolve_order,
+    step_orders,
+)
+from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.typing import require
 
-PREDICTIONS = {"x0": X0, "eps": EPS}
-
-
-class Multistep(NamedTuple):
-    """An exponential multistep method on a grid; orders and eta are those of each step.
-
-    corrector: 0 where a step is not corrected. rule: see exponential_weights.
-    """
-
-    grid: Grid
-    predict: str
-    predictor: ndarray
-    corrector: ndarray
-    eta: ndarray
-    rule: str
-
-    def tableau(self) -> Tableau:
-        """One row a step: it corrects the step that it completes, and predicts the next."""
-        corrected = self.corrector > 0
-        held = np.where(corrected, np.maximum(self.predictor, self.corrector), self.predictor - 1)
-        registers = int(held.max())
-        x, x0, eps, xi, *z = symbols(registers)
-        now = symbols(registers)[PREDICTIONS[self.predict]]
-        known = [now, *z]
-        rows = []
-        for step, level in enumerate(self.grid.levels[:-1]):
-            correction = self._correction(step - 1, known) if step else 0 * x
-            alpha, sigma = self.grid.alpha[step + 1], self.grid.sigma[step + 1]
-            decay = self._decay(step)
-            x_next = alpha * x0 + sigma * decay * eps + self._transport(step) * correction
-            x_next = x_next + self._history(step, known)
-            x_next = x_next + sigma * np.sqrt(1 - decay**2) * xi
-            rows.append(Row(level, [x_next, *known[:registers]]))
-        return tabulate(rows)
-
-    def _history(self, step: int, known: list[ndarray]) -> ndarray:
-        """scale sum_k c_k (f_k - f_0) of the predictor; known: f_0, f_1, ..."""
-        weights = self._weights(step, list(range(step - 1, step - self.predictor[step], -1)))
-        return _differences(weights, known[0], known[1:])
-
-    def _correction(self, step: int, known: list[ndarray]) -> ndarray:
-        """What the corrector adds to the end of a step, where known[0] was just predicted."""
-        order = self.corrector[step]
-        if not order:
-            return 0 * known[0]
-        now, base, *earlier = known
-        weights = self._weights(step, [step + 1, *range(step - 1, step - order, -1)])
-        return _differences(weights, base, [now, *earlier]) - self._history(step, known[1:])
-
-    def _weights(self, step: int, at: list[int]) -> ndarray:
-        """scale c_k of a step for predictions taken at other levels of the grid."""
-        if not at:
-            return np.zeros(0)
-        log_snr = self.grid.log_snr
-        h = log_snr[step + 1] - log_snr[step]
-        nodes = (log_snr[at] - log_snr[step]) / h
-        if self.predict == "eps":
-            return self.grid.sigma[step + 1] * exponential_weights(-h, nodes, self.rule)
-        kappa = (1 + self.eta[step]) * h
-        return self.grid.alpha[step + 1] * exponential_weights(kappa, nodes, self.rule)
-
-    def _decay(self, step: int) -> float:
-        """exp(-eta h)."""
-        ratio = self.grid.ratio
-        shrink = 0.0 if ratio[step] == np.inf else ratio[step + 1] / ratio[step]
-        return shrink ** self.eta[step]
-
-    def _transport(self, step: int) -> float:
-        """What a change of x at the start of a step becomes at its end, where f stays."""
-        if self.predict == "eps":
-            start, end = self.grid.alpha[step], self.grid.alpha[step + 1]
-            return end / start if start else 0.0
-        return self.grid.sigma[step + 1] / self.grid.sigma[step] * self._decay(step)
+SHORT = 15  # steps; in shorter runs DPM-Solver's code lowers the order of the last steps
 
 
-def multistep(
+def dpm_multistep(
+    schedule: NoiseSchedule,
     grid: Grid,
-    predict: str,
-    predictor: ndarray,
-    corrector: ndarray | None = None,
-    eta: float | ndarray = 0.0,
-    rule: str = "exact",
+    order: int | None = None,
+    predict: str = "x0",
+    eta: float = 0.0,
+    rule: str = "bh2",
+    lower_order_final: bool | None = None,
 ) -> Tableau:
-    """The tableau of a Multistep. Raises InputError for what is unknown, or noise without x0."""
-    if predict not in PREDICTIONS:
-        raise InputError(f"predict={predict!r} is unknown: choose from x0, eps")
-    if rule not in RULES:
-        raise InputError(f"rule={rule!r} is unknown: choose from {', '.join(RULES)}")
-    etas = np.broadcast_to(np.asarray(eta, np.float64), predictor.shape)
-    if not np.all((etas >= 0) & (etas < np.inf)):
-        raise InputError(f"eta={eta}: it must be 0 or more")
-    if predict == "eps" and np.any(etas):
-        raise InputError(f"eta={eta} with predict='eps': noise needs predict='x0'")
-    if corrector is None:
-        corrector = np.zeros_like(predictor)
-    return Multistep(grid, predict, predictor, corrector, etas, rule).tableau()
+    """DPM-Solver++(2M): Lu et al. 2022, arXiv:2211.01095, algorithm 2; also of order 1 and 3.
+
+    predict: "x0"; or "eps", DPM-Solver (arXiv:2206.00927) in multistep form. eta: 0 solves the
+    ODE; 1 is SDE-DPM-Solver++ (eq. 18), in x0. rule: how order 2 weights its difference: "bh2" is
+    the paper's 2M; "exact" the variant that integrates it.
+    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 15 steps.
+    """
+    order = resolve_order(order, 2, 3, grid)
+    lower = grid.steps < SHORT if lower_order_final is None else lower_order_final
+    return multistep(grid, predict, step_orders(grid, order, lower), eta=eta, rule=rule)
 
 
-def _differences(weights: ndarray, base: ndarray, others: list[ndarray]) -> ndarray:
-    parts = [c * (f - base) for c, f in zip(weights, others, strict=False)]
-    return sum(parts, 0 * base)
+def deis(
+    schedule: NoiseSchedule, grid: Grid, order: int | None = None, lower_order_final: bool = False
+) -> Tableau:
+    """DEIS: Zhang and Chen 2022, arXiv:2204.13902, eq. 14: order 1 to 3, 3 by default.
+
+    The predicted noise is extrapolated as a polynomial in log(sigma / alpha) and integrated
+    exactly over sigma / alpha. (As a polynomial in sigma / alpha it would be lms.)
+    """
+    order = resolve_order(order, 3, 3, grid)
+    return multistep(grid, "eps", step_orders(grid, order, lower_order_final))
+
+
+def unipc(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    order: int | None = None,
+    predict: str = "x0",
+    rule: str = "bh2",
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Tableau:
+    """UniPC: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2: order p = 1 to 3.
+
+    The corrector takes the prediction at the end of a step, which the next step calls anyway:
+    one call a step, order p + 1. The last step has no corrector, for no call follows it.
+    rule: B(h), "bh1" or "bh2" (section 3.1). order: 2 by default.
+    """
+    orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
+    return multistep(grid, predict, orders, corrector_orders(grid, orders * corrector), rule=rule)
+
+
+def sa_solver(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    tau: float = 1.0,
+    order: int | None = None,
+    corrector_order: int = 2,
+    tau_from: float = 0.0,
+    tau_to: float = 1.0,
+    rule: str = "bh1",
+    lower_order_final: bool = True,
+) -> Tableau:
+    """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
+
+    tau scales the noise (eq. 5): 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
+    that start at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to
+    3. corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none.
+    Both are 2 by default. The corrector keeps the noise of its predictor. rule: see
+    exponential_weights; "bh1" is the authors' choice for few steps.
+    """
+    require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
+    bounds = f"tau_from={tau_from}, tau_to={tau_to}"
+    require(0 <= tau_from <= tau_to <= 1, f"{bounds}: they must obey 0 <= tau_from <= tau_to <= 1")
+    correct = f"corrector_order={corrector_order}: it must be 0, 2, 3 or 4"
+    require(corrector_order in (0, 2, 3, 4), correct)
+    orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
+    corrector = np.zeros_like(orders)
+    if corrector_order:
+        corrector = step_orders(grid, corrector_order - 1, lower_order_final)
+    place = grid.t[:-1] / schedule.steps
+    eta = tau**2 * ((tau_from <= place) & (place <= tau_to))
+    return multistep(grid, "x0", orders, corrector_orders(grid, corrector), eta, rule)

@@ -79,12 +79,20 @@ def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
     return check(Tableau(grid.t[:-1], grid.alpha[:-1], grid.sigma[:-1], mix, ends_step))
 
 
-def symbols(registers: int) -> list[ndarray]:
-    """x, x0, eps, xi, z_1 .. z_K as unit vectors: a row's outputs are written in them.
+class Symbols(NamedTuple):
+    """S as unit vectors, in which the outputs of a row are written."""
 
-    For example: x, x0, eps, xi, z = symbols(1); Row(level, [alpha * x0 + sigma * eps, eps]).
-    """
-    return list(np.eye(Z + registers))
+    x: ndarray
+    x0: ndarray
+    eps: ndarray
+    xi: ndarray
+    z: list[ndarray]
+
+
+def symbols(registers: int) -> Symbols:
+    """S with K registers. For DDIM: Row(level, [alpha * s.x0 + sigma * s.eps])."""
+    x, x0, eps, xi, *z = np.eye(Z + registers)
+    return Symbols(x, x0, eps, xi, z)
 
 
 class Row(NamedTuple):
