@@ -20,7 +20,7 @@ from diffusion_jax import grids, samplers, schedules
 from diffusion_jax.denoisers import network_denoiser
 from diffusion_jax.grids import Grid
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
-from diffusion_jax.samplers import Tableau
+from diffusion_jax.samplers import Tableau, coefficients
 from diffusion_jax.samplers.tableau import pad, to_float32
 
 T = 1000
@@ -38,6 +38,7 @@ class Case(NamedTuple):
 
     ours: (their scheduler, after set_timesteps) -> tableau.
     why: empty where the two should agree; else what is wrong with theirs.
+    as_theirs: our tableau with their mistake, where that can be had.
     rounded: theirs rounds or cuts the times that the network is shown; ours is shown them too.
     """
 
@@ -50,6 +51,7 @@ class Case(NamedTuple):
     rounded: bool = False
     step_options: dict[str, Any] = {}  # noqa: RUF012
     predictions: tuple[str, ...] = ("eps", "v")
+    as_theirs: Callable[[Any], Tableau] | None = None
 
     @property
     def label(self) -> str:
@@ -215,15 +217,20 @@ def _multistep() -> list[Case]:
         ours = tableau_of("dpmpp_multistep", zero, order=2, rule="exact")
         cases.append(Case("DPM-Solver++ 2M, heun", dpm, {"solver_type": "heun"}, steps, ours))
         ours = tableau_of("dpmpp_multistep", zero, order=3)
-        cases.append(Case("DPM-Solver++ 3M", dpm, {"solver_order": 3}, steps, ours, HALVED))
+        options = {"solver_order": 3}
+        cases.append(
+            Case("DPM-Solver++ 3M", dpm, options, steps, ours, HALVED, as_theirs=halved(ours))
+        )
     karras = tableau_of("dpmpp_multistep", named("karras", 20))
     options = {"use_karras_sigmas": True}
     cases.append(Case("DPM-Solver++ 2M, Karras", dpm, options, 20, karras, rounded=True))
     for order in (1, 2, 3):
         options = {"solver_order": order, "algorithm_type": "dpmsolver", **to_least}
         ours = tableau_of("dpm_solver_multistep", least, order=order)
-        why = HALVED if order == 3 else ""
-        cases.append(Case(f"DPM-Solver {order}M, to step 1", dpm, options, 25, ours, why))
+        case = Case(f"DPM-Solver {order}M, to step 1", dpm, options, 25, ours)
+        if order == 3:
+            case = case._replace(why=HALVED, as_theirs=halved(ours))
+        cases.append(case)
     for order in (1, 2):
         options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
         ours = tableau_of("dpmpp_sde", zero, order=order)
@@ -257,8 +264,13 @@ def _others() -> list[Case]:
             options = {"solver_order": order, "solver_type": rule}
             ours = tableau_of("unipc", zero, order=order, rule=rule)
             name = f"UniPC-{order}, {rule}"
+            why = INFINITE if rule == "bh1" else ""
+            cases.append(Case(name, "UniPCMultistepScheduler", options, 20, ours, why))
+            options = options | {"final_sigmas_type": "sigma_min"}
+            ours = tableau_of("unipc", least, order=order, rule=rule)
+            name = f"UniPC-{order}, {rule}, to step 1"
             cases.append(Case(name, "UniPCMultistepScheduler", options, 20, ours))
-            options = options | {"predict_x0": False, "final_sigmas_type": "sigma_min"}
+            options = options | {"predict_x0": False}
             ours = tableau_of("unipc", least, order=order, rule=rule, predict="eps")
             name = f"UniPC-{order}, {rule}, in eps, to step 1"
             cases.append(Case(name, "UniPCMultistepScheduler", options, 20, ours))
@@ -297,6 +309,58 @@ def flow(sampler: str, **options: Any) -> Callable[[Any], Tableau]:
     return tableau
 
 
+def halved(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
+    """A method whose second derivative counts by half, HALVED."""
+
+    def moments(kappa: float, count: int) -> np.ndarray:
+        return exact(kappa, count) / np.array([1.0, 2.0])[:count]
+
+    exact = coefficients.exponential_moments
+
+    def tableau(scheduler: Any) -> Tableau:
+        coefficients.exponential_moments = moments
+        try:
+            return ours(scheduler)
+        finally:
+            coefficients.exponential_moments = exact
+
+    return tableau
+
+
+def plms_of_v(scheduler: Any) -> Tableau:
+    """PLMS as MIXED_V has it: f = v in the place of eps, read at the level of the step."""
+    tableau = tableau_of("pndm", named("leading", 25))(scheduler)
+    mix = np.zeros_like(tableau.mix)
+    for row, old in enumerate(tableau.mix):
+        # Step i -> j starts at level i; the correcting second row completes the first step.
+        at = 0 if row == 1 else row
+        alpha, sigma = tableau.alpha[at], tableau.sigma[at]
+        v = np.zeros(old.shape[1])
+        v[X0], v[EPS] = -tableau.sigma[row], tableau.alpha[row]
+        base = old[0].copy()
+        weights = base[Z:].copy()
+        base[Z:] = 0
+        x_next = base
+        if row == 1:  # x + half (eps - z): here half (alpha v + sigma x_0 - alpha z - sigma x_0)
+            half = base[EPS]
+            base[EPS] = 0
+            x_next = base + half * alpha * v
+        elif len(weights):
+            # alpha_j x0 + sigma_j eps + sum w (z - eps), and eps = alpha v + sigma x.
+            total = -weights.sum()
+            base[EPS] += -total
+            x_next = base + total * alpha * v
+            x_next[X] += sigma * 0
+        for k, weight in enumerate(weights):
+            x_next[Z + k] += weight * alpha
+        mix[row, 0] = x_next
+        for k in range(1, len(old)):
+            mix[row, k] = old[k]
+            if old[k][EPS]:
+                mix[row, k] = v
+    return tableau._replace(mix=mix)
+
+
 HALVED = (
     "Their D2 = (D1_0 - D1_1) / (r_0 + r_1) is a second divided difference, half of the second "
     "derivative, and meets the weight of the whole derivative: the method falls to order 2."
@@ -305,4 +369,5 @@ MIXED_V = (
     "They combine the v of different levels as if they were eps, and read the sum at one level: "
     "v = alpha eps - sigma x0 of different levels do not add up."
 )
+INFINITE = "Their B(h) = h is infinite in the step to sigma = 0, and their result is not a number."
 CASES = {case.label: case for case in _cases()}

@@ -1,0 +1,110 @@
+"""Orders of convergence, fitted by regression in float64 on problems with exact denoisers.
+
+The levels go smoothly from sigma / alpha = 4 to 0.2, so that no step is to or from infinite
+log-SNR, where every method is of order 1. Their log-SNR is quadratic in the place: the first step
+is as short as 1 / N^2, so that the low orders with which multistep methods start, of local error
+O(h^2), leave orders up to 4 visible. Levels come from sigma / alpha itself, so that the schedule's
+table and its interpolation play no part.
+"""
+
+import numpy as np
+import pytest
+
+from diffusion_jax import grids, samplers, schedules
+from diffusion_jax.samplers import analysis
+from tests.interpreter import interpret, mixture
+
+SCHEDULE = schedules.linear(1000)
+START, END = 4.0, 0.2
+STEPS = np.array([60, 120, 240])
+X = np.array([-0.9, -0.3, 0.2, 1.1])
+FAR = {"lower_order_final": False}
+CASES = {
+    "ddim": ("ddim", {}, 1),
+    "euler": ("euler", {}, 1),
+    "heun": ("heun", {}, 2),
+    "heun in levels": ("heun", {"space": "levels"}, 2),
+    "dpm2": ("dpm2", {}, 2),
+    "edm without churn": ("edm", {"s_churn": 0.0}, 2),
+    **{f"lms-{p}": ("lms", {"order": p}, p) for p in (1, 2, 3, 4)},
+    **{f"deis-{p}": ("deis", {"order": p}, p) for p in (1, 2, 3)},
+    **{
+        f"{name} {p}S": (name, {"order": p}, p)
+        for name in ("dpm_solver", "dpmpp")
+        for p in (1, 2, 3)
+    },
+    **{
+        f"{name} {p}M {rule}": (name, {"order": p, "rule": rule, **FAR}, p)
+        for name in ("dpm_solver_multistep", "dpmpp_multistep")
+        for p in (1, 2, 3)
+        for rule in ("exact", "bh2")
+    },
+    **{
+        f"unipc-{p} {rule} {predict}{' corrected' * corrected}": (
+            "unipc",
+            {"order": p, "rule": rule, "predict": predict, "corrector": corrected, **FAR},
+            p + corrected,
+        )
+        for p in (1, 2)
+        for rule in ("bh1", "bh2")
+        for predict in ("x0", "eps")
+        for corrected in (False, True)
+    },
+    "unipc-3 predictor": ("unipc", {"order": 3, "corrector": False, **FAR}, 3),
+    "sa_solver 2 and 0": ("sa_solver", {"tau": 0.0, "corrector_order": 0, **FAR}, 2),
+    "sa_solver 2 and 3": ("sa_solver", {"tau": 0.0, "corrector_order": 3, **FAR}, 3),
+}
+
+
+def levels(n: int) -> grids.Grid:
+    place = (np.arange(n + 1) / n) ** 2
+    return grids.at_ratio(SCHEDULE, np.append(START * (END / START) ** place[:-1], END))
+
+
+def mixture_error(name: str, options: dict, n: int, exact: np.ndarray) -> float:
+    tableau = samplers.SAMPLERS[name](SCHEDULE, levels(n), **options)
+    return float(np.linalg.norm(interpret(tableau, mixture, X) - exact))
+
+
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    """The end of the flow, by the classical Runge-Kutta method in y = x / alpha, log(r)."""
+
+    def slope(y: np.ndarray, log_ratio: float) -> np.ndarray:
+        ratio = np.exp(log_ratio)
+        return ratio * mixture(y, 0.0, 1.0, ratio)[1]
+
+    start, end = levels(1).levels
+    y, log_ratio = X / start.alpha, np.log(START)
+    h = np.log(END / START) / 2000
+    for _ in range(2000):
+        k1 = slope(y, log_ratio)
+        k2 = slope(y + h / 2 * k1, log_ratio + h / 2)
+        k3 = slope(y + h / 2 * k2, log_ratio + h / 2)
+        k4 = slope(y + h * k3, log_ratio + h)
+        y, log_ratio = y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), log_ratio + h
+    return end.alpha * y
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_order_on_a_mixture_of_gaussians(case: str, exact: np.ndarray) -> None:
+    name, options, order = CASES[case]
+    errors = [mixture_error(name, options, n, exact) for n in STEPS]
+    assert analysis.fit_order(STEPS, np.array(errors)) == pytest.approx(order, abs=0.15)
+
+
+def test_unipc_3_with_its_corrector_is_of_order_3_at_least(exact: np.ndarray) -> None:
+    for predict in ("x0", "eps"):
+        options = {"order": 3, "predict": predict, **FAR}
+        errors = np.array([mixture_error("unipc", options, n, exact) for n in STEPS])
+        assert analysis.fit_order(STEPS, errors) > 3
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "dpm2", "dpm_solver", "dpmpp", "dpmpp_multistep"])
+def test_order_on_gaussian_data_without_sampling(name: str) -> None:
+    data = analysis.Gaussian(np.array([0.5, -1.0, 0.0]), np.array([0.3, 0.02, 2.0]))
+    end = SCHEDULE.at_ratio(END)
+    tableaus = [samplers.SAMPLERS[name](SCHEDULE, levels(n)) for n in STEPS]
+    errors = np.array([analysis.error(tableau, data, end) for tableau in tableaus])
+    order = 1 if name == "ddim" else 2
+    assert analysis.fit_order(STEPS, errors) == pytest.approx(order, abs=0.15)
