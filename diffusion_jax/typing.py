@@ -1,7 +1,7 @@
 """The vocabulary of the library: arrays by shape, a level of noise, a prediction, and one error."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, UInt8
@@ -43,6 +43,7 @@ class Prediction(NamedTuple):
     eps: Images
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A network, with whatever wraps it, as the samplers see it."""
 

@@ -1,10 +1,9 @@
-"""Write tests/fixtures/context_unet_*.npz with PyTorch: python tests/make_fixtures.py.
+"""Write tests/fixtures/context_unet_*.npz with PyTorch: python -m tests.make_fixtures.
 
 Weights and inputs are not stored: RandomState, whose streams NumPy has frozen, draws them from
 the names. What PyTorch makes of them is stored, under the reference's names and in NCHW.
 """
 
-import sys
 import zlib
 from pathlib import Path
 
@@ -112,8 +111,7 @@ def load_drawn(network):
 
 
 def main():
-    sys.path.insert(0, str(Path(__file__).parent))
-    from reference_torch import ContextUnet
+    from tests.reference_torch import ContextUnet
 
     for name, fields in CASES.items():
         network = load_drawn(ContextUnet(**FIELDS, **fields))

@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_networks import drawn, template
 
 from diffusion_jax.networks import (
     ContextUnet,
@@ -18,6 +17,7 @@ from diffusion_jax.networks import (
     write_state_dict,
 )
 from diffusion_jax.typing import InputError
+from tests.test_networks import drawn, template
 
 NETWORK = ContextUnet(n_feat=8, shortcut="none")
 

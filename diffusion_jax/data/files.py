@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy import ndarray
@@ -42,7 +43,7 @@ def _load_npy(path: str) -> ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, BadZipFile) as error:
         raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
     if not isinstance(array, ndarray):
         raise InputError(f"{path} is an archive: it must be one array, as np.save writes it")
@@ -52,11 +53,19 @@ def _load_npy(path: str) -> ndarray:
 def _context_vectors(labels: ndarray, path: str, classes: int) -> ndarray:
     if labels.dtype.kind not in "biuf":
         raise InputError(f"{path}: labels of type {labels.dtype}: they must be numbers")
-    if labels.ndim != 1:
-        return np.asarray(labels, np.float32)
-    if not np.all((labels >= 0) & (labels == np.rint(labels)) & (labels < 2**16)):
-        raise InputError(f"{path}: class numbers must be whole, from 0 up")
-    numbers = labels.astype(int)
+    if labels.ndim not in (1, 2):
+        raise InputError(
+            f"{path}: labels of shape {labels.shape}: they must be (N, features), or (N,) class "
+            "numbers"
+        )
+    if labels.ndim == 2:
+        with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
+            return np.asarray(labels, np.float32)
+    values = np.asarray(labels, np.float64)
+    bad = values[~((values >= 0) & (values < 2**16) & (values == np.rint(values)))]
+    if len(bad):
+        raise InputError(f"{path}: class number {bad[0]:g}: it must be whole, in 0..{2**16 - 1}")
+    numbers = values.astype(int)
     classes = classes or int(numbers.max(initial=0)) + 1
     if numbers.max(initial=0) >= classes:
         raise InputError(
@@ -98,6 +107,8 @@ def image_folder(folder: str, image_size: int = 0) -> Dataset:
 def _read_image(path: Path, size: int) -> ndarray:
     try:
         with Image.open(path) as file:
+            if file.mode[0] in "IF":  # Pillow would cut its values off at 255
+                raise InputError(f"{path} is an image of more than 8 bits a channel: give it 8")
             image = file.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image).convert("RGB")

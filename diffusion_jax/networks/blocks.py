@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks.convolution import convolve
+from diffusion_jax.networks.convolution import Maps, convolve
 from diffusion_jax.typing import Images, Key
 
 Layers = list[Callable[..., Array]]
@@ -42,7 +42,7 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Maps) -> Maps:
         """Map (batch, h, w, in_features) to (batch, h, w, features)."""
         init = uniform(self.in_features * self.size**2)
         shape = (self.size, self.size, self.in_features, self.features)
@@ -57,7 +57,7 @@ def dense(in_features: int, features: int, dtype: DTypeLike) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, kernel_init=init, bias_init=init)
 
 
-def max_pool(x: Images) -> Images:
+def max_pool(x: Maps) -> Maps:
     """Maximum over windows of 2 x 2, by pairs: faster than reduce_window's gradient on CPU.
 
     The gradient of `max` over axes divides by the number of entries equal to the maximum, which
@@ -81,7 +81,7 @@ class ConvTranspose(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Images) -> Images:
+    def __call__(self, x: Maps) -> Maps:
         """Map (batch, h, w, in_features) to (batch, size h, size w, features)."""
         init = uniform(self.features * self.size**2)  # PyTorch takes the fan-in from the outputs
         shape = (self.size, self.size, self.features, self.in_features)
@@ -93,7 +93,7 @@ class ConvTranspose(nn.Module):
         return y + spread(bias)
 
 
-def spread(channels: Float[Array, " channel"]) -> Images:
+def spread(channels: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
     """Shape a vector of channels to be broadcast against images."""
     return channels.reshape(1, 1, 1, -1)
 
@@ -182,7 +182,7 @@ class ResidualConvBlock(nn.Module):
         if self.residual and self.project and self.in_features != features:
             self.shortcut = Conv(self.in_features, features, 1, dtype)
 
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Maps, train: bool = False) -> Maps:
         """Map (batch, h, w, in_features) to (batch, h, w, features)."""
         h = x
         for conv, normalise in (self.conv1, self.conv2):
@@ -211,7 +211,7 @@ class UnetDown(nn.Module):
             ResidualConvBlock(self.features, self.features, self.norm, self.dtype),
         ]
 
-    def __call__(self, x: Images, train: bool = False) -> Images:
+    def __call__(self, x: Maps, train: bool = False) -> Maps:
         """Map (batch, h, w, in_features) to (batch, h / 2, w / 2, features)."""
         for block in self.model:
             x = block(x, train)
@@ -234,7 +234,7 @@ class UnetUp(nn.Module):
             ResidualConvBlock(self.features, self.features, self.norm, self.dtype),
         ]
 
-    def __call__(self, x: Images, skip: Images, train: bool = False) -> Images:
+    def __call__(self, x: Maps, skip: Maps, train: bool = False) -> Maps:
         """Map two of (batch, h, w, in_features / 2) to (batch, 2 h, 2 w, features)."""
         up, *blocks = self.model
         x = up(jnp.concatenate([x, skip], axis=-1))
@@ -258,7 +258,7 @@ class EmbedFC(nn.Module):
             dense(self.features, self.features, self.dtype),
         ]
 
-    def __call__(self, x: Float[Array, "batch feature"]) -> Images:
+    def __call__(self, x: Float[Array, "batch feature"]) -> Float[Array, "batch 1 1 _"]:
         """Map (batch, in_features) to (batch, 1, 1, features), to be spread over an image."""
         for layer in self.model:
             x = layer(x)

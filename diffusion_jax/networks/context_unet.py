@@ -16,6 +16,7 @@ from diffusion_jax.networks.blocks import (
     EmbedFC,
     GroupNorm,
     MakeNorm,
+    Maps,
     ResidualConvBlock,
     UnetDown,
     UnetUp,
@@ -130,12 +131,12 @@ class ContextUnet(nn.Module):
             return time, jnp.zeros((1, self.n_cfeat), self.dtype)
         return time, context.astype(self.dtype)
 
-    def to_vec(self, x: Images) -> Images:
+    def to_vec(self, x: Maps) -> Maps:
         """Average over the pool's window and apply GELU: (batch, 1, 1, channel)."""
         window = 4 if 16 <= self.height <= 28 else self.height // 4
         return gelu(x[:, :window, :window].mean((1, 2), keepdims=True))
 
-    def chain(self, layers: Any, x: Images) -> Images:
+    def chain(self, layers: Any, x: Maps) -> Maps:
         """Apply layers one after the other."""
         for layer in layers:
             x = layer(x)

@@ -62,6 +62,7 @@ def solve(
         slot = jnp.where(frames == row, size=1, fill_value=len(frames))[0][0]
         return kept.at[slot].set(x, mode="drop")
 
+    tableau = jax.tree.map(jnp.asarray, tableau)
     registers = [jnp.zeros_like(x)] * (tableau.mix.shape[1] - 1)
     kept = None if frames is None else jnp.zeros((len(frames), *x.shape), x.dtype)
     end = len(tableau.t) if rows is None else rows

@@ -60,8 +60,9 @@ def check(tableau: Tableau) -> Tableau:
     for name, column in tableau._asdict().items():
         if len(column) != rows:
             raise ValueError(f"{name} has {len(column)} rows where mix has {rows}")
-        if not np.all(np.isfinite(column)):
-            raise ValueError(f"{name} is not finite in rows {np.flatnonzero(~np.isfinite(column))}")
+        bad = ~np.isfinite(column).reshape(rows, -1).all(1)
+        if bad.any():
+            raise ValueError(f"{name} is not finite in rows {np.flatnonzero(bad)}")
     if not tableau.ends_step[-1]:
         raise ValueError("the last row must end a step")
     return tableau

@@ -1,0 +1,116 @@
+"""Sampling: a sample depends on its id alone; one compilation; contexts; frames."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import samplers, sampling
+from diffusion_jax.config import Config
+from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.sampling import frame_rows, sample
+from diffusion_jax.typing import InputError
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
+    network = config.network.build()
+    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+
+
+@pytest.fixture(scope="module")
+def contexts() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+
+
+def tableau(model: Model, name: str = "ddpm", steps: int = 10) -> samplers.Tableau:
+    return samplers.build(name, model.schedule, steps)
+
+
+@pytest.fixture(scope="module")
+def drawn(model, contexts) -> np.ndarray:
+    return sample(model, tableau(model), 8, context=contexts, devices=jax.devices()[:1]).images
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize("how", ["pmap", "shard_map"])
+def test_devices_change_nothing_but_rounding(model, contexts, drawn, count: int, how: str) -> None:
+    devices = jax.devices()[:count]
+    images = sample(
+        model, tableau(model), 8, context=contexts, devices=devices, how=how
+    ).images
+    assert np.allclose(images, drawn, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_batches_change_nothing_but_rounding(model, contexts, drawn, batch_size: int) -> None:
+    devices = jax.devices()[:1]
+    images = sample(
+        model, tableau(model), 8, context=contexts, devices=devices, batch_size=batch_size
+    ).images
+    assert np.allclose(images, drawn, atol=1e-4)
+
+
+def test_fewer_images_are_the_first_ones(model, contexts, drawn) -> None:
+    images = sample(model, tableau(model), 3, context=contexts[:3]).images
+    assert images.shape == (3, 8, 8, 3)
+    assert np.allclose(images, drawn[:3], atol=1e-4)
+
+
+def test_seeds_contexts_and_images_differ(model, contexts, drawn) -> None:
+    other = sample(model, tableau(model), 8, context=contexts, seed=1).images
+    none = sample(model, tableau(model), 8).images
+    assert np.abs(other - drawn).max() > 0.1
+    assert np.abs(none - drawn).max() > 1e-3
+    assert np.abs(drawn[0] - drawn[1]).max() > 0.1
+
+
+def test_no_context_is_a_context_of_zeros(model) -> None:
+    zeros = sample(model, tableau(model), 2, context=np.zeros((2, 3), np.float32)).images
+    assert np.array_equal(sample(model, tableau(model), 2).images, zeros)
+
+
+def test_everything_runs_in_one_compilation(model) -> None:
+    sampling._compiled.cache_clear()
+    devices = jax.devices()[:2]
+    for name in samplers.SAMPLERS:
+        for steps in (1, 5, 20, 40):
+            sample(model, tableau(model, name, steps), 4, devices=devices)
+    info = sampling._compiled.cache_info()
+    assert (info.misses, info.currsize) == (1, 1)
+    run = sampling._compiled(
+        model.network, model.config.diffusion.parameterization, 40, tuple(devices), "pmap"
+    )
+    assert run._cache_size() == 1
+
+
+def test_frames(model) -> None:
+    table = tableau(model, "ddim", 10)
+    samples = sample(model, table, 5, frames=[0, 4, 9], devices=jax.devices()[:2], batch_size=4)
+    assert samples.frames is not None
+    assert samples.frames.shape == (3, 5, 8, 8, 3)
+    assert np.array_equal(samples.frames[-1], samples.images)
+    assert np.abs(samples.frames[0] - samples.images).max() > 0.1
+
+
+def test_frame_rows_are_the_notes_choice() -> None:
+    config = Config()
+    ddpm = samplers.build("ddpm", config.diffusion.build(), 500)
+    kept = [i for i in range(500, 0, -1) if i % 20 == 0 or i == 500 or i < 8]
+    assert [500 - row for row in frame_rows(ddpm, 500)] == kept
+    ddim = samplers.build("ddim", config.diffusion.build(), 20)
+    assert frame_rows(ddim, 500) == list(range(20))
+    assert frame_rows(ddpm, 500, "all") == list(range(500))
+    with pytest.raises(InputError, match="frames='some' is unknown"):
+        frame_rows(ddpm, 500, "some")
+
+
+@pytest.mark.parametrize("context", [np.zeros((2, 3)), np.zeros((4, 2)), np.full((4, 3), np.nan)])
+def test_contexts_that_do_not_fit_are_named(model, context: np.ndarray) -> None:
+    with pytest.raises(InputError, match=r"it must be \(4, 3\), finite numbers"):
+        sample(model, tableau(model), 4, context=context.astype(np.float32))
+
+
+def test_no_images_are_no_sample(model) -> None:
+    with pytest.raises(InputError, match="n=0: it must be at least 1"):
+        sample(model, tableau(model), 0)

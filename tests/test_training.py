@@ -1,0 +1,203 @@
+"""Training: the noise, the loss and the average by hand; devices, chunks and resuming change nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import optimizers, training
+from diffusion_jax.config import Config
+from diffusion_jax.losses import NOISINGS
+from diffusion_jax.optimizers import Length
+from diffusion_jax.parallel import choose_devices, data_parallel, split
+from diffusion_jax.training import TrainState, fit, train_step
+from diffusion_jax.typing import InputError, Level
+
+N, BATCH = 24, 8
+SMALL = Config().override(
+    n_feat=8, height=8, n_cfeat=3, batch_size=BATCH, epochs=2, learning_rate=3e-3, ema_decay=0.9
+)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (N, 8, 8, 3)).astype(np.uint8)
+LABELS = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, N)]
+LENGTH = Length(N, BATCH, 2)
+
+
+def trained(config: Config, devices: int, how: str = "pmap", **options) -> tuple[TrainState, list]:
+    length = Length(N, config.training.batch_size, config.training.epochs)
+    state = training.init(config, length)
+    losses = []
+    chosen = choose_devices(config.training.batch_size, devices)
+    for chunk in fit(config, IMAGES, LABELS, state, chosen, how=how, **options):
+        losses += chunk.losses.tolist()
+        state = chunk.state
+    return jax.device_get(state), losses
+
+
+def distance(a, b) -> float:
+    a, b = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (a, b))
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+@pytest.fixture(scope="module")
+def on_one_device() -> tuple[TrainState, list]:
+    return trained(SMALL, 1)
+
+
+@pytest.mark.parametrize(("devices", "how"), [(2, "pmap"), (8, "pmap"), (2, "shard_map")])
+def test_devices_change_nothing_but_rounding(on_one_device, devices: int, how: str) -> None:
+    state, losses = trained(SMALL, devices, how)
+    assert np.allclose(losses, on_one_device[1], rtol=1e-4)
+    assert distance(state.batch_stats, on_one_device[0].batch_stats) < 1e-4
+    assert state.step == LENGTH.steps == 6
+
+
+def test_gradients_are_those_of_one_device() -> None:
+    """Adam hides a scale: plain descent shows it."""
+    config = SMALL.override(grad_clip=1e6)
+    states = []
+    for count in (1, 4):
+        devices = choose_devices(BATCH, count)
+        step = data_parallel(
+            train_step(config, LENGTH), (None, 0, 0, 0, None), (None, None), devices=devices
+        )
+        parts = split((IMAGES[:BATCH], LABELS[:BATCH], np.arange(BATCH)), count)
+        state = training.init(config, LENGTH)
+        state, _ = step(state, *parts, jax.random.key(0))
+        # After one step from zero, Adam's first moment is a tenth of the gradient.
+        states.append(jax.device_get(state.opt_state))
+    moments = [[leaf for leaf in jax.tree.leaves(s) if np.ndim(leaf)] for s in states]
+    assert distance(moments[1], moments[0]) < 1e-4
+
+
+def test_chunks_change_no_bit(on_one_device) -> None:
+    state, losses = trained(SMALL, 1, stops=range(1, 7), seconds=0.0)
+    assert losses == on_one_device[1]
+    assert distance(state.params, on_one_device[0].params) == 0
+
+
+def test_resuming_changes_no_bit(on_one_device) -> None:
+    state = training.init(SMALL, LENGTH)
+    for chunk in fit(SMALL, IMAGES, LABELS, state, choose_devices(BATCH, 1), stops=[4]):
+        if int(chunk.state.step) == 4:
+            halfway = jax.device_get(chunk.state)
+    *_, last = fit(SMALL, IMAGES, LABELS, halfway, choose_devices(BATCH, 1))
+    for ours, whole in zip(
+        jax.tree.leaves(jax.device_get(last.state)), jax.tree.leaves(on_one_device[0]), strict=True
+    ):
+        assert np.array_equal(ours, whole)
+
+
+def test_loss_by_hand() -> None:
+    """The draws of (seed, step, position), the noising and the mean square, in NumPy."""
+    config = SMALL.override(keep_probability=0.5)
+    state = training.init(config, LENGTH)
+    step = data_parallel(
+        train_step(config, LENGTH), (None, 0, 0, 0, None), (None, None), devices=jax.devices()[:1]
+    )
+    positions = np.arange(BATCH)
+    key = jax.random.key(3)
+    _, loss = step(state, *split((IMAGES[:BATCH], LABELS[:BATCH], positions), 1), key)
+
+    schedule = config.diffusion.build()
+    x, eps, t, context = [], [], [], []
+    for position in positions:
+        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 0), position), 3)
+        t.append(int(jax.random.randint(keys[0], (), 1, 501)))
+        eps.append(np.asarray(jax.random.normal(keys[1], (8, 8, 3))))
+        context.append(LABELS[position] * bool(jax.random.bernoulli(keys[2], 0.5)))
+        clean = IMAGES[position] / 255 * 2 - 1
+        x.append(schedule.alpha[t[-1]] * clean + schedule.sigma[t[-1]] * eps[-1])
+    assert 0 < np.any(context, axis=1).sum() < BATCH, "some contexts are dropped, some kept"
+    output, _ = config.network.build().apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        jnp.asarray(np.stack(x), jnp.float32),
+        jnp.asarray(t, jnp.float32) / 500,
+        jnp.asarray(np.stack(context)),
+        train=True,
+        mutable=["batch_stats"],
+    )
+    assert loss == pytest.approx(np.mean((np.asarray(output) - np.stack(eps)) ** 2), rel=1e-4)
+
+
+def test_average_without_decay_is_the_model(on_one_device) -> None:
+    state, _ = trained(SMALL.override(ema_decay=0.0, epochs=1), 1)
+    assert distance(state.ema["params"], state.params) == 0
+    assert distance(state.ema["batch_stats"], state.batch_stats) == 0
+    assert distance(on_one_device[0].ema["params"], on_one_device[0].params) > 0
+
+
+def test_average_by_hand() -> None:
+    """ema <- d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step))."""
+    config = SMALL.override(ema_decay=0.15)
+    states = [training.init(config, LENGTH)]
+    for chunk in fit(config, IMAGES, LABELS, states[0], choose_devices(BATCH, 1), seconds=0.0):
+        if len(chunk.losses):
+            states.append(jax.device_get(chunk.state))
+    kernel = [np.asarray(s.params["out_0"]["kernel"], np.float64) for s in states]
+    average = kernel[0]
+    for step, new in enumerate(kernel[1:]):
+        decay = min(0.15, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * new
+    assert np.allclose(states[-1].ema["params"]["out_0"]["kernel"], average, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"norm": "group"}, {"parameterization": "v"}])
+def test_a_handful_of_images_is_learned(changes: dict) -> None:
+    config = SMALL.override(n_feat=16, epochs=40, lr_schedule="constant", **changes)
+    _, losses = trained(config, 1, seconds=5.0)
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:5])
+
+
+def test_noising() -> None:
+    x0, eps = jnp.full((1, 1, 1, 1), 2.0), jnp.full((1, 1, 1, 1), 3.0)
+    level = Level(jnp.float32(1), jnp.float32(0.8), jnp.float32(0.6))
+    assert NOISINGS["ddpm"](x0, eps, level) == pytest.approx(0.8 * 2 + 0.6 * 3)
+    # The notes: ab.sqrt() x + (1 - ab) noise.
+    assert NOISINGS["notes"](x0, eps, level) == pytest.approx(0.8 * 2 + (1 - 0.64) * 3)
+
+
+def test_learning_rates() -> None:
+    length = Length(n_images=10, batch_size=4, epochs=4)
+    assert length.steps == 10
+
+    def rates(name: str) -> list[float]:
+        factor = optimizers.LR_SCHEDULES[name]
+        return [float(factor(jnp.int32(step), length)) for step in range(10)]
+
+    # Steps 0, 1, 2 start in epoch 0 (images 0, 4, 8); 3 and 4 in epoch 1 (12, 16); and so on.
+    epochs = [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
+    assert rates("notes") == pytest.approx([1 - epoch / 4 for epoch in epochs])
+    assert rates("linear") == pytest.approx([1 - step / 10 for step in range(10)])
+    assert rates("constant") == [1] * 10
+    assert rates("cosine") == pytest.approx([0.5 + 0.5 * np.cos(np.pi * s / 10) for s in range(10)])
+
+
+def test_adam_follows_the_rates() -> None:
+    """The first step of Adam has the length of the learning rate, whatever the gradient."""
+    length = Length(10, 4, 4)
+    optimizer = optimizers.adam(0.1, "constant", length, warmup_steps=4)
+    params = jnp.zeros(())
+    state = optimizer.init(params)
+    sizes = []
+    for _ in range(6):
+        update, state = optimizer.update(jnp.float32(7.0), state, params)
+        sizes.append(float(-update))
+    assert sizes == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count", "message"),
+    [
+        (100, 3, "batch_size=100 is not divisible by devices=3: take 102 images"),
+        (100, 9, "devices=9: this machine has 8"),
+        (100, 0, "devices=0"),
+    ],
+)
+def test_devices_that_do_not_fit_are_named(batch: int, count: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_devices(batch, count)
+
+
+def test_as_many_devices_as_divide_the_batch() -> None:
+    assert [len(choose_devices(batch)) for batch in (1, 6, 8, 9, 100)] == [1, 6, 8, 3, 5]
