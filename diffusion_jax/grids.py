@@ -27,12 +27,12 @@ class Grid(NamedTuple):
         return len(self.t) - 1
 
     @property
-    def ratio(self) -> Float64[ndarray, "N+1"]:
+    def ratio(self) -> Float64[ndarray, "levels"]:
         """sigma / alpha; infinite where alpha is 0."""
         return noise_ratio(self.alpha, self.sigma)
 
     @property
-    def log_snr(self) -> Float64[ndarray, "N+1"]:
+    def log_snr(self) -> Float64[ndarray, "levels"]:
         """log(alpha / sigma), half of the logarithm of the SNR; infinite at clean data."""
         with np.errstate(divide="ignore"):
             return -np.log(self.ratio)

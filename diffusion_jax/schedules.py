@@ -6,7 +6,7 @@ alpha = sqrt(alpha_bar) in the notation of DDPM (Ho et al. 2020, arXiv:2006.1123
 
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,18 +14,20 @@ from numpy import ndarray
 
 from diffusion_jax.typing import InputError, Level, choose
 
+Real: TypeAlias = float | ndarray
 
-def variance_preserving(ratio: ndarray) -> ndarray:
+
+def variance_preserving(ratio: Real) -> Real:
     """alpha where sigma / alpha = ratio and alpha^2 + sigma^2 = 1."""
     return 1 / np.hypot(1, ratio)
 
 
-def variance_exploding(ratio: ndarray) -> ndarray:
+def variance_exploding(ratio: Real) -> Real:
     """alpha where the image is never scaled: 1."""
     return np.ones_like(ratio)
 
 
-def straight(ratio: ndarray) -> ndarray:
+def straight(ratio: Real) -> Real:
     """alpha where sigma / alpha = ratio and alpha + sigma = 1."""
     return 1 / (1 + ratio)
 
@@ -41,7 +43,7 @@ class NoiseSchedule(NamedTuple):
     alpha: Float64[ndarray, "T+1"]
     sigma: Float64[ndarray, "T+1"]
     beta: Float64[ndarray, "T+1"]
-    alpha_at: Callable[[ndarray], ndarray] = variance_preserving
+    alpha_at: Callable[[Real], Real] = variance_preserving
 
     @property
     def steps(self) -> int:
@@ -49,11 +51,11 @@ class NoiseSchedule(NamedTuple):
         return len(self.alpha) - 1
 
     @property
-    def ratio(self) -> Float64[ndarray, "T+1"]:
+    def ratio(self) -> Float64[ndarray, "levels"]:
         """sigma / alpha, from 0 upwards; infinite where alpha is 0."""
         return noise_ratio(self.alpha, self.sigma)
 
-    def level(self, t: float | ndarray) -> Level:
+    def level(self, t: Real) -> Level:
         """The levels at times t in [0, T], which may be fractional.
 
         Whole steps are the table's own entries. Between two of them log(alpha / sigma) is linear
@@ -68,7 +70,7 @@ class NoiseSchedule(NamedTuple):
         ratio = _blend(weight, self.ratio[below], self.ratio[below + 1])
         return self._level(t, ratio, whole)
 
-    def at_ratio(self, ratio: float | ndarray) -> Level:
+    def at_ratio(self, ratio: Real) -> Level:
         """The levels where sigma / alpha = ratio: the inverse of `level`, exact at whole steps."""
         ratio = np.asarray(ratio, np.float64)
         table = self.ratio
@@ -84,7 +86,7 @@ class NoiseSchedule(NamedTuple):
         t = below + _blend_weight(inside, table[below], table[below + 1])
         return self._level(np.where(whole, nearest, t), inside, whole)
 
-    def _level(self, t: ndarray, ratio: ndarray, whole: ndarray) -> Level:
+    def _level(self, t: Real, ratio: Real, whole: bool | np.bool | ndarray) -> Level:
         index = np.rint(t).astype(int)
         alpha = self.alpha_at(ratio)
         return Level(
@@ -99,7 +101,7 @@ def noise_ratio(alpha: ndarray, sigma: ndarray) -> ndarray:
     return np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)
 
 
-def _blend(weight: float | ndarray, start: ndarray, end: ndarray) -> ndarray:
+def _blend(weight: Real, start: Real, end: Real) -> Real:
     """A ratio between two of the table; weight is strictly between 0 and 1."""
     low, high = np.where(start > 0, start, 1), np.where(end < np.inf, end, 1)
     return (
@@ -109,7 +111,7 @@ def _blend(weight: float | ndarray, start: ndarray, end: ndarray) -> ndarray:
     )
 
 
-def _blend_weight(ratio: ndarray, start: ndarray, end: ndarray) -> ndarray:
+def _blend_weight(ratio: Real, start: Real, end: Real) -> Real:
     """The inverse of _blend in its first argument."""
     first, last = start == 0, end == np.inf
     low, high = np.where(first, 1, start), np.where(last, 1, end)
@@ -124,7 +126,7 @@ def _blend_weight(ratio: ndarray, start: ndarray, end: ndarray) -> ndarray:
 def from_levels(
     alpha: ndarray,
     sigma: ndarray,
-    alpha_at: Callable[[ndarray], ndarray] = variance_preserving,
+    alpha_at: Callable[[Real], Real] = variance_preserving,
 ) -> NoiseSchedule:
     """The schedule of T + 1 levels, the first of them clean.
 

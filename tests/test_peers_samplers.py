@@ -30,7 +30,9 @@ def test_the_reason_given_for_a_difference_is_all_of_it(label: str) -> None:
     """Our table with their mistake agrees with theirs."""
     case = CASES[label]
     for prediction in case.predictions:
-        assert compare_samplers.relative_error(case._replace(ours=case.as_theirs), prediction) < 1e-5
+        assert (
+            compare_samplers.relative_error(case._replace(ours=case.as_theirs), prediction) < 1e-5
+        )
 
 
 def test_the_network_is_the_same_in_both() -> None:

@@ -44,14 +44,15 @@ def multistep(
     s = symbols(int(held.max()))
     known = [getattr(s, predict), *s.z]
     rows = []
+    orders, corrections = predictor.tolist(), corrector.tolist()
     for step, level in enumerate(grid.levels[:-1]):
         sigma, decay = grid.sigma[step + 1], steps.decay(step)
         x_next = grid.alpha[step + 1] * s.x0 + sigma * decay * s.eps
         x_next = x_next + sigma * np.sqrt(1 - decay**2) * s.xi
-        x_next = x_next + steps.history(step, predictor[step], known)
-        if step and corrector[step - 1]:
-            correction = steps.history(step - 1, corrector[step - 1], known[1:], known[0])
-            correction = correction - steps.history(step - 1, predictor[step - 1], known[1:])
+        x_next = x_next + steps.history(step, orders[step], known)
+        if step and corrections[step - 1]:
+            correction = steps.history(step - 1, corrections[step - 1], known[1:], known[0])
+            correction = correction - steps.history(step - 1, orders[step - 1], known[1:])
             x_next = x_next + steps.transport(step) * correction
         rows.append(Row(level, [x_next, *known[: len(s.z)]]))
     return tabulate(rows)
