@@ -10,6 +10,7 @@ compare_samplers = pytest.importorskip("tests.compare_samplers")
 pytestmark = [
     pytest.mark.peers,
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # they will drop DPM-Solver in eps
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of NumPy, in their code
 ]
 CASES = compare_samplers.CASES
 
