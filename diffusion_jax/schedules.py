@@ -196,14 +196,17 @@ def sigmoid(
 def karras(
     steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
 ) -> NoiseSchedule:
-    """EDM's levels (Karras et al. 2022, arXiv:2206.00364, eq. 5): x_t = x_0 + sigma eps."""
+    """EDM's levels (Karras et al. 2022, arXiv:2206.00364, eq. 5): x_t = x_0 + sigma eps.
+
+    sigma_min is that of step 1, sigma_max that of step T.
+    """
     _check(steps)
     if not (0 < sigma_min < sigma_max < np.inf and rho > 0):
         raise InputError(
             f"sigma_min={sigma_min}, sigma_max={sigma_max}, rho={rho}: they must obey "
             "0 < sigma_min < sigma_max, rho > 0"
         )
-    sigma = np.append(0.0, warp(sigma_min, sigma_max, np.linspace(1 / steps, 1, steps), rho))
+    sigma = np.append(0.0, warp(sigma_min, sigma_max, np.linspace(1, 0, steps)[::-1], rho))
     return from_levels(np.ones(steps + 1), sigma, variance_exploding)
 
 

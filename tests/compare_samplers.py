@@ -20,8 +20,9 @@ from diffusion_jax import grids, samplers, schedules
 from diffusion_jax.denoisers import network_denoiser
 from diffusion_jax.grids import Grid
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
-from diffusion_jax.samplers import Tableau, coefficients
-from diffusion_jax.samplers.tableau import pad, to_float32
+from diffusion_jax.samplers import Tableau, analysis, coefficients
+from diffusion_jax.samplers.tableau import Row, pad, symbols, tabulate, to_float32
+from tests import test_sampler_orders
 
 T = 1000
 SHAPE = (3, 4, 4, 2)
@@ -287,7 +288,8 @@ def _others() -> list[Case]:
     options = {"skip_prk_steps": True, "set_alpha_to_one": True}
     ours = tableau_of("pndm", named("leading", 25))
     cases.append(Case("PLMS", "PNDMScheduler", options, 25, ours, predictions=("eps",)))
-    cases.append(Case("PLMS", "PNDMScheduler", options, 25, ours, MIXED_V, predictions=("v",)))
+    case = Case("PLMS", "PNDMScheduler", options, 25, ours, MIXED_V, predictions=("v",))
+    cases.append(case._replace(as_theirs=plms_of_v))
     options = {"timestep_scaling": 1e9, "original_inference_steps": T, "clip_sample": False}
     ours = tableau_of("consistency", zero)
     cases.append(Case("Consistency, multistep (LCM)", "LCMScheduler", options, 4, ours))
@@ -328,37 +330,23 @@ def halved(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
 
 
 def plms_of_v(scheduler: Any) -> Tableau:
-    """PLMS as MIXED_V has it: f = v in the place of eps, read at the level of the step."""
-    tableau = tableau_of("pndm", named("leading", 25))(scheduler)
-    mix = np.zeros_like(tableau.mix)
-    for row, old in enumerate(tableau.mix):
-        # Step i -> j starts at level i; the correcting second row completes the first step.
-        at = 0 if row == 1 else row
-        alpha, sigma = tableau.alpha[at], tableau.sigma[at]
-        v = np.zeros(old.shape[1])
-        v[X0], v[EPS] = -tableau.sigma[row], tableau.alpha[row]
-        base = old[0].copy()
-        weights = base[Z:].copy()
-        base[Z:] = 0
-        x_next = base
-        if row == 1:  # x + half (eps - z): here half (alpha v + sigma x_0 - alpha z - sigma x_0)
-            half = base[EPS]
-            base[EPS] = 0
-            x_next = base + half * alpha * v
-        elif len(weights):
-            # alpha_j x0 + sigma_j eps + sum w (z - eps), and eps = alpha v + sigma x.
-            total = -weights.sum()
-            base[EPS] += -total
-            x_next = base + total * alpha * v
-            x_next[X] += sigma * 0
-        for k, weight in enumerate(weights):
-            x_next[Z + k] += weight * alpha
-        mix[row, 0] = x_next
-        for k in range(1, len(old)):
-            mix[row, k] = old[k]
-            if old[k][EPS]:
-                mix[row, k] = v
-    return tableau._replace(mix=mix)
+    """PLMS with their combination of v, MIXED_V: the registers hold v."""
+    grid, s, rows = named("leading", 25)(scheduler), symbols(3), []
+    span = grid.sigma[1:] - grid.alpha[1:] / grid.alpha[:-1] * grid.sigma[:-1]
+    velocity = [level.alpha * s.eps - level.sigma * s.x0 for level in grid.levels]
+    for step, level in enumerate(grid.levels[:-1]):
+        v, count = velocity[step], min(step, 3)
+        mean = v.copy()
+        if count:
+            weights = coefficients.adams_weights(-np.arange(1.0, count + 1))
+            mean += weights @ (np.stack(s.z[:count]) - v)
+        eps = level.alpha * mean + level.sigma * s.x
+        x_next = grid.alpha[step + 1] / level.alpha * s.x + span[step] * eps
+        rows.append(Row(level, [x_next, v, *s.z[:2]], ends_step=step > 0))
+        if step == 0:
+            change = span[0] * level.alpha / 2 * (velocity[1] - s.z[0])
+            rows.append(Row(grid.levels[1], [s.x + change, s.z[0]]))
+    return tabulate(rows)
 
 
 HALVED = (
@@ -371,3 +359,63 @@ MIXED_V = (
 )
 INFINITE = "Their B(h) = h is infinite in the step to sigma = 0, and their result is not a number."
 CASES = {case.label: case for case in _cases()}
+
+
+def document() -> str:
+    """The Markdown of docs/samplers.md."""
+    lines = [INTRODUCTION, *orders(), "", *differences()]
+    return "\n".join(lines)
+
+
+def orders() -> list[str]:
+    """The fitted orders of convergence, as test_sampler_orders.py asserts them."""
+    steps = test_sampler_orders.STEPS
+    exact = test_sampler_orders.exact_end()
+    lines = [ORDERS.format(steps=", ".join(map(str, steps))), "", "| method | order | fitted |"]
+    lines.append("|---|---|---|")
+    for label, (name, options, order) in test_sampler_orders.CASES.items():
+        errors = [test_sampler_orders.mixture_error(name, options, n, exact) for n in steps]
+        fitted = analysis.fit_order(steps, np.array(errors))
+        lines.append(f"| {label} | {order} | {fitted:.2f} |")
+    return lines
+
+
+def differences() -> list[str]:
+    """A row for each case."""
+    lines = [DIFFERENCES.format(version=diffusers.__version__), ""]
+    lines += ["| case | scheduler | predicts | relative error | remark |", "|---|---|---|---|---|"]
+    reasons: dict[str, int] = {}
+    for case in CASES.values():
+        for prediction in case.predictions:
+            remark = ""
+            if case.why:
+                remark = f"differs on purpose [{reasons.setdefault(case.why, len(reasons) + 1)}]"
+            if case.as_theirs:
+                wrong = relative_error(case._replace(ours=case.as_theirs), prediction)
+                remark += f"; with their mistake put in: {wrong:.1e}"
+            error = relative_error(case, prediction)
+            name = f"{case.name}, {case.steps} steps"
+            lines.append(f"| {name} | {case.theirs} | {prediction} | {error:.1e} | {remark} |")
+    return [*lines, "", *(f"{number}. {why}" for why, number in reasons.items())]
+
+
+INTRODUCTION = """# The samplers, measured
+
+Written by `python -m tests.compare_samplers > docs/samplers.md`; `make test-peers` asserts it.
+"""
+ORDERS = """## Orders of convergence
+
+On two Gaussians on a line, with their exact denoiser, in float64: minus the slope of the error in
+the number of steps ({steps}), from sigma / alpha = 4 to 0.2."""
+DIFFERENCES = """## Whole runs against diffusers {version}
+
+The same betas, levels, network, initial state and noise; ours in single precision by the compiled
+loop. The relative error is that of the final images, |ours - theirs| / |theirs|.
+
+Theirs has no churn that can be compared: EulerDiscreteScheduler adds the noise after the network
+was called, so that the network never sees the state that it is told to denoise (algorithm 2 of
+EDM calls it after), and HeunDiscreteScheduler has none. Its DDIMInverseScheduler reads a
+prediction made for one level at another. Ours are tested against loops written from the papers."""
+
+if __name__ == "__main__":
+    print(document())

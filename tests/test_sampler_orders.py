@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import grids, samplers, schedules
-from diffusion_jax.samplers import analysis
+from diffusion_jax.samplers import analysis, coefficients
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
@@ -66,8 +66,7 @@ def mixture_error(name: str, options: dict, n: int, exact: np.ndarray) -> float:
     return float(np.linalg.norm(interpret(tableau, mixture, X) - exact))
 
 
-@pytest.fixture(scope="module")
-def exact() -> np.ndarray:
+def exact_end() -> np.ndarray:
     """The end of the flow, by the classical Runge-Kutta method in y = x / alpha, log(r)."""
 
     def slope(y: np.ndarray, log_ratio: float) -> np.ndarray:
@@ -86,6 +85,11 @@ def exact() -> np.ndarray:
     return end.alpha * y
 
 
+@pytest.fixture(scope="module")
+def exact() -> np.ndarray:
+    return exact_end()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_order_on_a_mixture_of_gaussians(case: str, exact: np.ndarray) -> None:
     name, options, order = CASES[case]
@@ -98,6 +102,21 @@ def test_unipc_3_with_its_corrector_is_of_order_3_at_least(exact: np.ndarray) ->
         options = {"order": 3, "predict": predict, **FAR}
         errors = np.array([mixture_error("unipc", options, n, exact) for n in STEPS])
         assert analysis.fit_order(STEPS, errors) > 3
+
+
+def test_3m_needs_the_whole_second_derivative(
+    exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With half of it, as in widespread code, the method is of order 2."""
+    exact_moments = coefficients.exponential_moments
+
+    def halved(kappa: float, count: int) -> np.ndarray:
+        return exact_moments(kappa, count) / np.array([1.0, 2.0])[:count]
+
+    monkeypatch.setattr(coefficients, "exponential_moments", halved)
+    options = {"order": 3, **FAR}
+    errors = np.array([mixture_error("dpmpp_multistep", options, n, exact) for n in STEPS])
+    assert analysis.fit_order(STEPS, errors) == pytest.approx(2, abs=0.15)
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm2", "dpm_solver", "dpmpp", "dpmpp_multistep"])
