@@ -32,7 +32,7 @@ def test_it_prints_the_orders_and_draws(tmp_path: Path) -> None:
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines()}
     assert 0.8 < float(rows["ddim"][1]) < 1.2
     assert 1.6 < float(rows["heun"][1]) < 2.4
-    assert (rows["ddim"][-1], rows["heun"][-1]) == ("(160)", "(319)")
+    assert (rows["ddim"][-1], rows["heun"][-1]) == ("(160)", "(320)")
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 

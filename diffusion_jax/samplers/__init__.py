@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusion_jax.grids import GRIDS, Grid, check
 from diffusion_jax.samplers.adams import lms, pndm
-from diffusion_jax.samplers.ddim import consistency, ddim, euler, euler_ancestral
+from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
 from diffusion_jax.samplers.exponential import deis, dpm_multistep, sa_solver, unipc
@@ -23,7 +23,7 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "ddpm": ddpm,
     "ddim": ddim,
     "euler": euler,
-    "euler_ancestral": euler_ancestral,
+    "euler_ancestral": partial(ddim, eta=1.0),
     "heun": heun,
     "dpm2": dpm2,
     "dpm2_ancestral": partial(dpm2, eta=1.0),
@@ -52,11 +52,7 @@ def build(
     """
     make = choose(SAMPLERS, "sampler", name)
     known = _options(make)
-    if isinstance(grid, Grid):
-        require(grid.steps == steps, f"steps={steps}: the grid that is given has {grid.steps}")
-        make_grid: Callable[..., Grid] = partial(_given, grid)
-    else:
-        make_grid = choose(GRIDS, "grid", grid)
+    make_grid = partial(_given, grid) if isinstance(grid, Grid) else choose(GRIDS, "grid", grid)
     of_grid = [option for option in _options(make_grid) if option not in known]
     takes = ", ".join(known + of_grid) or "none"
     for option in options:
@@ -66,6 +62,7 @@ def build(
 
 
 def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:
+    require(grid.steps == steps, f"steps={steps}: the grid that is given has {grid.steps}")
     return check(grid)
 
 

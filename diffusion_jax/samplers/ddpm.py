@@ -6,7 +6,6 @@ import numpy as np
 from numpy import ndarray
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.samplers.ddim import added_variance
 from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
 from diffusion_jax.schedules import NoiseSchedule, variance_preserving
 from diffusion_jax.typing import choose, require
@@ -55,4 +54,5 @@ def _beta(schedule: NoiseSchedule, grid: Grid) -> ndarray:
     start, end = grid.t[:-1], grid.t[1:]
     own = (start == np.rint(start)) & (start - end == 1)
     table = schedule.beta[np.rint(start).astype(int)]
-    return np.where(own, table, added_variance(grid))
+    kept = grid.alpha[:-1] / grid.alpha[1:]
+    return np.where(own, table, grid.sigma[:-1] ** 2 - kept**2 * grid.sigma[1:] ** 2)

@@ -7,12 +7,7 @@ lower_order_final: the last step is of order 1, the one before of order 2, and s
 import numpy as np
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.samplers.multistep import (
-    corrector_orders,
-    multistep,
-    resolve_order,
-    step_orders,
-)
+from diffusion_jax.samplers.multistep import multistep, resolve_order, step_orders
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
@@ -69,7 +64,7 @@ def unipc(
     rule: B(h), "bh1" or "bh2" (section 3.1). order: 2 by default.
     """
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
-    return multistep(grid, predict, orders, corrector_orders(grid, orders * corrector), rule=rule)
+    return multistep(grid, predict, orders, orders * corrector, rule=rule)
 
 
 def sa_solver(
@@ -102,4 +97,4 @@ def sa_solver(
         corrector = step_orders(grid, corrector_order - 1, lower_order_final)
     place = grid.t[:-1] / schedule.steps
     eta = tau**2 * ((tau_from <= place) & (place <= tau_to))
-    return multistep(grid, "x0", orders, corrector_orders(grid, corrector), eta, rule)
+    return multistep(grid, "x0", orders, corrector, eta, rule)

@@ -8,7 +8,6 @@ with d = exp(-eta h), f = x0 or eps, and f_k the prediction of k steps before. A
 x_j, once f is known there, by the same formula with that f among the f_k.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +29,8 @@ def multistep(
 ) -> Tableau:
     """One row a step: it corrects the step that it completes, and predicts the next.
 
-    predictor, corrector, eta: of each step; corrector is 0 where a step is not corrected.
+    predictor, corrector, eta: of each step; corrector is 0 where a step is not corrected. Steps of
+    infinite log-SNR cannot be, nor the last, which no call follows.
     predict: f, "x0" or "eps". rule: see exponential_weights.
     """
     check_predict(predict)
@@ -38,22 +38,24 @@ def multistep(
     eta = np.broadcast_to(np.asarray(eta, np.float64), predictor.shape)
     require(np.all((eta >= 0) & (eta < np.inf)), f"eta={eta}: it must be 0 or more")
     require(predict == "x0" or not np.any(eta), f"eta={eta}: noise needs predict='x0'")
-    corrector = np.zeros_like(predictor) if corrector is None else corrector
-    steps = _Steps(grid, predict, eta, rule)
+    followed = np.isfinite(grid.log_snr[:-1]) & (np.arange(grid.steps, 0, -1) > 1)
+    corrector = followed * (0 if corrector is None else corrector)
     held = np.where(corrector > 0, np.maximum(predictor, corrector), predictor - 1)
     s = symbols(int(held.max()))
     known = [getattr(s, predict), *s.z]
+    history = _Differences(grid, predict, eta, rule).weighted
+    decay = (grid.ratio[1:] / grid.ratio[:-1]) ** eta  # exp(-eta h)
+    carried = grid.sigma if predict == "x0" else grid.alpha
     rows = []
-    orders, corrections = predictor.tolist(), corrector.tolist()
     for step, level in enumerate(grid.levels[:-1]):
-        sigma, decay = grid.sigma[step + 1], steps.decay(step)
-        x_next = grid.alpha[step + 1] * s.x0 + sigma * decay * s.eps
-        x_next = x_next + sigma * np.sqrt(1 - decay**2) * s.xi
-        x_next = x_next + steps.history(step, orders[step], known)
-        if step and corrections[step - 1]:
-            correction = steps.history(step - 1, corrections[step - 1], known[1:], known[0])
-            correction = correction - steps.history(step - 1, orders[step - 1], known[1:])
-            x_next = x_next + steps.transport(step) * correction
+        sigma, kept = grid.sigma[step + 1], decay[step]
+        x_next = grid.alpha[step + 1] * s.x0 + sigma * kept * s.eps
+        x_next = x_next + history(step, predictor[step], known)
+        x_next = x_next + sigma * np.sqrt(1 - kept**2) * s.xi
+        if step and corrector[step - 1]:
+            correction = history(step - 1, corrector[step - 1], known[1:], known[0])
+            correction = correction - history(step - 1, predictor[step - 1], known[1:])
+            x_next = x_next + carried[step + 1] / carried[step] * kept * correction
         rows.append(Row(level, [x_next, *known[: len(s.z)]]))
     return tabulate(rows)
 
@@ -63,19 +65,19 @@ def check_predict(predict: str) -> None:
     require(predict in ("x0", "eps"), f"predict={predict!r} is unknown: choose from x0, eps")
 
 
-class _Steps(NamedTuple):
-    """The coefficients of the steps of a grid."""
+class _Differences(NamedTuple):
+    """What a grid's steps weigh f_k - f_0 by."""
 
     grid: Grid
     predict: str
     eta: ndarray
     rule: str
 
-    def history(
-        self, step: int, order: int, f: Sequence[ndarray], end: ndarray | None = None
+    def weighted(
+        self, step: int, order: int | np.integer, f: list[ndarray], end: ndarray | None = None
     ) -> ndarray:
         """scale sum_k c_k (f_k - f_0) of f_0 .. f_{order-1}, and of f at the end if given."""
-        at, others = list(range(step - 1, step - order, -1)), f[1:order]
+        at, others = list(range(step - 1, step - int(order), -1)), f[1:order]
         if end is not None:
             at, others = [step + 1, *at], [end, *others]
         if not at:
@@ -87,18 +89,6 @@ class _Steps(NamedTuple):
             scale, kappa = self.grid.alpha[step + 1], (1 + self.eta[step]) * h
         weights = exponential_weights(kappa, (log_snr[at] - log_snr[step]) / h, self.rule)
         return scale * (weights @ (np.stack(others) - f[0]))
-
-    def decay(self, step: int) -> float:
-        """exp(-eta h)."""
-        ratio = self.grid.ratio
-        shrink = 0.0 if ratio[step] == np.inf else ratio[step + 1] / ratio[step]
-        return shrink ** self.eta[step]
-
-    def transport(self, step: int) -> float:
-        """What a change of x at the start of a step becomes at its end, where f stays."""
-        if self.predict == "eps":
-            return self.grid.alpha[step + 1] / self.grid.alpha[step]
-        return self.grid.sigma[step + 1] / self.grid.sigma[step] * self.decay(step)
 
 
 def resolve_order(order: int | None, default: int, most: int, grid: Grid) -> int:
@@ -124,12 +114,3 @@ def step_orders(grid: Grid, order: int, lower_order_final: bool) -> ndarray:
     if lower_order_final:
         orders = np.minimum(orders, np.arange(grid.steps, 0, -1))
     return np.where(finite[:-1] & finite[1:], orders, 1)
-
-
-def corrector_orders(grid: Grid, orders: ndarray) -> ndarray:
-    """The orders of those steps that can be corrected, else 0.
-
-    They are of finite log-SNR, and a call follows them.
-    """
-    finite = np.isfinite(grid.log_snr)
-    return np.where(finite[:-1] & finite[1:] & (np.arange(grid.steps, 0, -1) > 1), orders, 0)

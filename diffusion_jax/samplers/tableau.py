@@ -42,11 +42,6 @@ class Tableau(NamedTuple):
         return self.mix.shape[1] - 1
 
     @property
-    def deterministic(self) -> bool:
-        """Whether no row adds noise."""
-        return not np.any(self.mix[:, :, XI])
-
-    @property
     def noise_scale(self) -> float:
         """The standard deviation of the state before the first row, for data of unit scale."""
         return float(np.hypot(self.alpha[0], self.sigma[0]))
