@@ -1,13 +1,13 @@
 """Diffusion samplers as tables of numbers, run by one compiled loop.
 
-    from diffusion_jax import load_model, sample, samplers
+from diffusion_jax import load_model, sample, samplers
 
-    model = load_model("checkpoints/demo")
-    tableau = samplers.build("ddim", model.schedule, steps=25)
-    images = sample(model, tableau, n=8, seed=0).images
+model = load_model("checkpoints/demo")
+tableau = samplers.build("ddim", model.schedule, steps=25)
+images = sample(model, tableau, n=8, seed=0).images
 """
 
-from diffusion_jax import grids, samplers, schedules
+from diffusion_jax import grids, pictures, samplers, schedules
 from diffusion_jax.config import Config
 from diffusion_jax.runs import Model, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau, solve
@@ -24,6 +24,7 @@ __all__ = [
     "Tableau",
     "grids",
     "load_model",
+    "pictures",
     "sample",
     "samplers",
     "schedules",

@@ -44,6 +44,8 @@ def load_config(run: Path) -> Config:
 def save_model(run: str | Path, config: Config, variables: Variables) -> None:
     """Make a run folder of a model that was trained elsewhere. Raises InputError if it exists."""
     run = Path(run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"run={str(run)!r} is not a folder: name a new one")
     if run.exists() and any(run.iterdir()):
         raise InputError(f"run={str(run)!r} is not empty: name a new folder")
     checkpoints.write_config(run, config.to_dict())
@@ -59,4 +61,6 @@ def variable_shapes(network: Any) -> Any:
 def init_variables(network: Any, seed: int) -> Variables:
     """A network's initial variables."""
     x = jnp.zeros((1, network.height, network.height, network.in_channels))
-    return network.init(jax.random.key(seed), x, jnp.zeros(()))
+    # It runs once: without optimisation it compiles several times faster.
+    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
+    return init(jax.random.key(seed), x, jnp.zeros(()))
