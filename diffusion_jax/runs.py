@@ -1,5 +1,6 @@
 """A run folder as what it holds: a configuration and a trained model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +56,15 @@ def save_model(run: str | Path, config: Config, variables: Variables) -> None:
 
 def variable_shapes(network: Any) -> Any:
     """The shapes of a network's variables, by which a checkpoint is read."""
-    return jax.eval_shape(lambda: init_variables(network, 0))
+    return jax.eval_shape(_init(network), 0)
 
 
 def init_variables(network: Any, seed: int) -> Variables:
     """A network's initial variables."""
-    x = jnp.zeros((1, network.height, network.height, network.in_channels))
     # It runs once: without optimisation it compiles several times faster.
-    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
-    return init(jax.random.key(seed), x, jnp.zeros(()))
+    return jax.jit(_init(network), compiler_options={"xla_backend_optimization_level": 0})(seed)
+
+
+def _init(network: Any) -> Callable[[Any], Variables]:
+    x = jnp.zeros((1, network.height, network.height, network.in_channels))
+    return lambda seed: network.init(jax.random.key(seed), x, jnp.zeros(()))
