@@ -66,5 +66,8 @@ def init_variables(network: Any, seed: int) -> Variables:
 
 
 def _init(network: Any) -> Callable[[Any], Variables]:
-    x = jnp.zeros((1, network.height, network.height, network.in_channels))
-    return lambda seed: network.init(jax.random.key(seed), x, jnp.zeros(()))
+    def init(seed: Any) -> Variables:
+        x = jnp.zeros((1, network.height, network.height, network.in_channels))
+        return network.init(jax.random.key(seed), x, jnp.zeros(()))
+
+    return init

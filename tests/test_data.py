@@ -122,7 +122,7 @@ def test_images_that_do_not_fit_are_named(tmp_path, images, message) -> None:
         (np.zeros((N, 3, 1)), r"labels of shape \(6, 3, 1\): they must be \(N, features\)"),
         (np.full((N, 3), np.nan), "labels must be finite numbers, some are NaN or infinite"),
         (np.full((N, 3), 1e300), "labels must be finite numbers, some are NaN or infinite"),
-        (np.array([0, 1, np.nan, 0, 0, 0]), "class number nan: it must be whole, in 0..65535"),
+        (np.array([0, 1, np.nan, 0, 0, 0]), "class number nan: it must be whole, in 0..1023"),
         (np.array([0, 1, 2, 0, 0, -1]), "class number -1: it must be whole"),
         (np.array([0, 1, 2, 0, 0, 70_000]), "class number 70000: it must be whole"),
         (np.array([0, 0.5, 2, 0, 0, 0]), "class number 0.5: it must be whole"),
