@@ -7,7 +7,7 @@ tableau = samplers.build("ddim", model.schedule, steps=25)
 images = sample(model, tableau, n=8, seed=0).images
 """
 
-from diffusion_jax import grids, samplers, schedules
+from diffusion_jax import grids, pictures, samplers, schedules
 from diffusion_jax.config import Config
 from diffusion_jax.runs import Model, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau, solve
@@ -24,6 +24,7 @@ __all__ = [
     "Tableau",
     "grids",
     "load_model",
+    "pictures",
     "sample",
     "samplers",
     "schedules",

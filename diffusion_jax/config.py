@@ -56,6 +56,8 @@ class DataConfig:
         at_least("image_size", self.image_size, 0)
         if self.labels and not self.images:
             raise InputError(f"labels={self.labels!r} without images: give --images too")
+        if len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"class_names={','.join(self.class_names)}: each must be another")
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ class TrainingConfig:
             at_least(name, getattr(self, name), 1)
         for name in ("warmup_steps", "grad_clip", "seed"):
             at_least(name, getattr(self, name), 0)
+        if self.seed >= 2**32:
+            raise InputError(f"seed={self.seed}: it must be in 0..{2**32 - 1}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate={self.learning_rate}: it must be above 0")
         if not 0 <= self.ema_decay < 1:
@@ -179,6 +183,8 @@ class Config:
     def from_dict(values: dict[str, dict[str, Any]], source: str) -> "Config":
         """The inverse of to_dict. Raises InputError naming source and the fields that differ."""
         groups = {}
+        if surplus := values.keys() - {group.name for group in dataclasses.fields(Config)}:
+            raise InputError(f"{source}: {', '.join(sorted(surplus))} are not this version's")
         for group in dataclasses.fields(Config):
             cls: Any = type(group.default)
             stored = values.get(group.name)
@@ -189,9 +195,13 @@ class Config:
                     f"{source}: the fields of {group.name} are not this version's: "
                     f"{', '.join(sorted(wrong))}"
                 )
-            groups[group.name] = cls(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
-            )
+            fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+            for name, value in fields.items():
+                kind = type(getattr(group.default, name))
+                if not isinstance(value, (kind, int) if kind is float else kind):
+                    must = f"it must be of type {kind.__name__}"
+                    raise InputError(f"{source}: {name}={value!r}: {must}")
+            groups[group.name] = cls(**fields)
         return Config(**groups)
 
     def differences(self, other: "Config") -> list[str]:

@@ -38,7 +38,7 @@ LR_SCHEDULES: dict[str, Factor] = {
     "notes": _notes,
     "constant": lambda step, length: jnp.ones(()),
     "linear": lambda step, length: 1 - step / length.steps,
-    "cosine": lambda step, length: 0.5 * (1 + jnp.cos(jnp.pi * step / length.steps)),
+    "cosine": lambda step, length: 0.5 * (1 + jnp.cos(step / length.steps * jnp.pi)),
 }
 
 

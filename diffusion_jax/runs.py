@@ -1,5 +1,6 @@
 """A run folder as what it holds: a configuration and a trained model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,8 @@ def load_config(run: Path) -> Config:
 def save_model(run: str | Path, config: Config, variables: Variables) -> None:
     """Make a run folder of a model that was trained elsewhere. Raises InputError if it exists."""
     run = Path(run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"run={str(run)!r} is not a folder: name a new one")
     if run.exists() and any(run.iterdir()):
         raise InputError(f"run={str(run)!r} is not empty: name a new folder")
     checkpoints.write_config(run, config.to_dict())
@@ -53,10 +56,18 @@ def save_model(run: str | Path, config: Config, variables: Variables) -> None:
 
 def variable_shapes(network: Any) -> Any:
     """The shapes of a network's variables, by which a checkpoint is read."""
-    return jax.eval_shape(lambda: init_variables(network, 0))
+    return jax.eval_shape(_init(network), 0)
 
 
 def init_variables(network: Any, seed: int) -> Variables:
     """A network's initial variables."""
-    x = jnp.zeros((1, network.height, network.height, network.in_channels))
-    return network.init(jax.random.key(seed), x, jnp.zeros(()))
+    # It runs once: without optimisation it compiles several times faster.
+    return jax.jit(_init(network), compiler_options={"xla_backend_optimization_level": 0})(seed)
+
+
+def _init(network: Any) -> Callable[[Any], Variables]:
+    def init(seed: Any) -> Variables:
+        x = jnp.zeros((1, network.height, network.height, network.in_channels))
+        return network.init(jax.random.key(seed), x, jnp.zeros(()))
+
+    return init

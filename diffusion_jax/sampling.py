@@ -1,7 +1,7 @@
 """Sampling: any tableau on a model, on all devices, in batches, with one compilation."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from diffusion_jax import samplers
-from diffusion_jax.denoisers import network_denoiser
+from diffusion_jax.denoisers import Apply, guided, network_denoiser
 from diffusion_jax.parallel import data_parallel, merge, replicate, split
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import Model
@@ -36,6 +36,7 @@ def sample(
     n: int,
     *,
     context: Float[np.ndarray, "n feature"] | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     frames: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -46,12 +47,15 @@ def sample(
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
     context: a vector for each image; None is a vector of zeros, no context.
+    guidance: the scale of classifier-free guidance (denoisers.guided); it costs a second pass.
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
     Raises InputError for a context of the wrong shape, before anything is compiled.
     """
     context = _check_context(model, n, context)
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed}: it must be in 0..{2**32 - 1}")
     devices = list(devices or jax.local_devices())
     batch_size = batch_size or n
     batch_size += -batch_size % len(devices)
@@ -71,6 +75,7 @@ def sample(
             np.int32(tableau.rows if rows is None else rows),
             None if frames is None else np.asarray(frames, np.int32),
             np.uint32(seed),
+            None if guidance is None else np.float32(guidance),
         ),
         devices,
     )
@@ -97,21 +102,21 @@ def _compiled(
         rows: Int[Array, ""],
         frames: Int[Array, "F"] | None,
         seed: UInt32[Array, ""],
+        guidance: Float[Array, ""] | None,
         ids: UInt32[Array, "batch"],
         context: Context,
     ) -> tuple[Images, Any]:
         keys = samplers.sample_keys(jax.random.key(seed), ids)
         shape = (network.height, network.height, network.in_channels)
         x = noise_scale * samplers.row_noise(keys, jnp.asarray(INITIAL), shape)
-        denoise = network_denoiser(
-            lambda x, t, context: network.apply(variables, x, t, context),
-            PARAMETERIZATIONS[parameterization],
-            timesteps,
-            context,
-        )
+        apply: Apply = partial(network.apply, variables)
+        if guidance is not None:
+            apply = guided(apply, guidance)
+        decode = PARAMETERIZATIONS[parameterization]
+        denoise = network_denoiser(apply, decode, timesteps, context)
         return samplers.solve(denoise, tableau, x, keys, rows=rows, frames=frames)
 
-    in_axes = (None, None, None, None, None, None, 0, 0)
+    in_axes = (None, None, None, None, None, None, None, 0, 0)
     return data_parallel(on_one_device, in_axes, (0, 0), devices=devices, how=how)
 
 

@@ -109,7 +109,8 @@ def train_step(config: Config, length: Length) -> Callable:
             state.params, state.batch_stats, x0, context, keys
         )
         loss, grads = lax.pmean((loss, grads), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = _ema_decay(config.training.ema_decay, state.step)
         ema = optax.incremental_update(_variables(params, batch_stats), state.ema, 1 - decay)
@@ -165,7 +166,8 @@ def fit(
     """Train from state to the end of the run, in dispatches of about so many seconds.
 
     Yields a Chunk after each; the first one, of no steps, tells the time of compilation. A chunk
-    ends at each of the steps in stops. The outcome does not depend on where chunks end.
+    ends at each of the steps in stops. The outcome does not depend on where chunks end. The state
+    of a chunk, and the one given, are used up by the next chunk: copy what is to last.
     """
     length = Length(len(images), config.training.batch_size, config.training.epochs)
     run = train_chunk(config, length, devices, how)
@@ -205,4 +207,4 @@ def _variables(params: Any, batch_stats: Any) -> Variables:
 
 def _ema_decay(decay: float, step: Array) -> Array:
     """The decay at a step: shorter averages at the start, so that the initial weights fade."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jnp.minimum(decay, (1 + step) / (10 + step))

@@ -10,6 +10,7 @@ Writes samples.png, samples.npy and the denoising animation, as GIF and as HTML,
 long sampling took, with compilation told apart.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,9 @@ flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
+flags.DEFINE_float(
+    "guidance", None, "scale of classifier-free guidance; above 1 exaggerates context"
+)
 flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
 flags.DEFINE_integer("batch_size", None, "images at once; by default all")
 flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
@@ -71,9 +75,12 @@ def main() -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(FLAGS.run)
     settings = load_config(folder)
+    if FLAGS.out and Path(FLAGS.out).exists() and not Path(FLAGS.out).is_dir():
+        raise InputError(f"out={FLAGS.out!r} is a file: name a folder")
     names, context = choose_contexts(settings)
     plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
-    devices = choose_devices(FLAGS.devices or 1, FLAGS.devices) if FLAGS.devices else None
+    count = FLAGS.devices
+    devices = None if count is None else choose_devices(max(count, 1), count)
     model = load_model(folder, FLAGS.step)
     devices = devices or jax.local_devices()[: len(context)]
     print(f"{folder}: {len(context)} images on {describe(devices)}")
@@ -94,7 +101,7 @@ def choose_samplers(settings: Any) -> list[tuple[str, int]]:
         return [(FLAGS.sampler, steps)]
     pairs = [text.partition(":") for text in FLAGS.compare]
     for name, _, steps in pairs:
-        if steps and not steps.isdigit():
+        if steps and not steps.isdecimal():
             raise InputError(f"compare={name}:{steps}: write samplers as ddpm:500,ddim:25")
     return [(name, int(steps) if steps else steps_of(name)) for name, _, steps in pairs]
 
@@ -110,11 +117,21 @@ def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
     """How many images each context gets, by its name, and the context of each image."""
     classes = settings.data.class_names
     width = settings.network.n_cfeat
+    trained_without = settings.data.null_context or settings.training.keep_probability == 1
+    if FLAGS.guidance is not None and not math.isfinite(FLAGS.guidance):
+        raise InputError(f"guidance={FLAGS.guidance}: it must be finite")
+    if FLAGS.guidance is not None and trained_without:
+        raise InputError(
+            f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
+            "guidance needs both"
+        )
     if FLAGS.context is not None and settings.data.null_context:
         raise InputError(f"context={FLAGS.context!r}: this run was trained without context")
     if FLAGS.context is not None:
         vectors = contexts.parse(FLAGS.context, classes)
         labels = [part.strip() for part in FLAGS.context.split(";") if part.strip()]
+        if len(set(labels)) < len(labels):
+            raise InputError(f"context={FLAGS.context!r}: each context must stand there once")
     elif settings.data.null_context:
         vectors, labels = np.zeros((1, width), np.float32), ["none"]
     else:
@@ -146,6 +163,7 @@ def timed(
             table,
             len(context),
             context=context,
+            guidance=FLAGS.guidance,
             seed=FLAGS.seed,
             frames=frames,
             batch_size=FLAGS.batch_size,

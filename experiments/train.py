@@ -31,15 +31,21 @@ from experiments.report import write_run_report
 define_config()
 define_devices()
 flags.DEFINE_string("run", None, "the run folder; by default checkpoints/PRESET")
-flags.DEFINE_integer("save_every", 4, "epochs between checkpoints; one is kept of the end too")
+flags.DEFINE_integer(
+    "save_every",
+    None,
+    "epochs between checkpoints, besides the one at the end; by default 4, or a tenth of all "
+    "epochs where that is more",
+)
 flags.DEFINE_integer("keep", 3, "how many checkpoints to keep, the newest ones")
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
 
 
 def main() -> None:
     """Train a run to its end, from wherever it stands."""
-    for name in ("save_every", "keep"):
-        at_least(name, FLAGS[name].value or 0, 1)
+    at_least("keep", FLAGS.keep, 1)
+    if FLAGS.save_every is not None:
+        at_least("save_every", FLAGS.save_every, 1)
     folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
     dataset = data.load(config().data)
     settings = fill_in(config(), dataset)
@@ -117,7 +123,8 @@ def train(
     length: Length,
 ) -> None:
     """Run the remaining steps, saving at the ends of epochs."""
-    epochs = range(FLAGS.save_every, length.epochs, FLAGS.save_every)
+    save_every = FLAGS.save_every or max(4, length.epochs // 10)
+    epochs = range(save_every, length.epochs, save_every)
     saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
     begin = time.perf_counter()
     with tqdm(total=length.steps, initial=int(state.step), unit="step", desc="training") as bar:

@@ -31,6 +31,8 @@ def main() -> None:
     if source.suffix in torch_weights.CODECS:
         to_run(source, target)
     elif target.suffix in torch_weights.CODECS:
+        if target.exists():
+            raise InputError(f"to={str(target)!r} exists: name a new file")
         variables = load_model(source, FLAGS.step).variables
         torch_weights.write_state_dict(target, torch_weights.export_state_dict(variables))
     else:

@@ -1,4 +1,4 @@
-"""DDPM and DDIM: coefficients against the papers, whole runs against NumPy loops, one compilation."""
+"""DDPM and DDIM: coefficients against the papers, whole runs against NumPy loops."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,10 @@ def numpy_ddim(schedule, x, n: int) -> np.ndarray:
 
 def denoiser(parameterization: str = "eps") -> Callable:
     return network_denoiser(
-        lambda x, t, context: network(x, t, jnp), PARAMETERIZATIONS[parameterization], T, None
+        lambda x, t, context: network(x, t, jnp),
+        PARAMETERIZATIONS[parameterization],
+        T,
+        jnp.zeros((3, 1)),
     )
 
 
@@ -59,7 +62,7 @@ def keys():
 
 
 @pytest.fixture(scope="module")
-def x_T(keys) -> jax.Array:
+def start(keys) -> jax.Array:
     return samplers.row_noise(keys, jnp.uint32(2**32 - 1), SHAPE[1:])
 
 
@@ -75,21 +78,21 @@ def relative_error(ours, theirs) -> float:
 
 
 @pytest.mark.parametrize("name", ["notes", "linear"])
-def test_ddpm_500_is_the_notes_loop(name: str, x_T, keys) -> None:
+def test_ddpm_500_is_the_notes_loop(name: str, start, keys) -> None:
     schedule = schedules.build(name, T)
 
     def noise(row: int) -> np.ndarray:
         return np.asarray(samplers.row_noise(keys, jnp.uint32(row), SHAPE[1:]), np.float64)
 
-    ours = sample(ddpm(schedule, grids.notes(schedule, T)), x_T, keys)
-    assert relative_error(ours, numpy_ddpm(schedule, np.float64(x_T), noise)) < 1e-5
+    ours = sample(ddpm(schedule, grids.notes(schedule, T)), start, keys)
+    assert relative_error(ours, numpy_ddpm(schedule, np.float64(start), noise)) < 1e-5
 
 
 @pytest.mark.parametrize("n", [1, 5, 20, 25, 100, 500])
-def test_ddim_is_the_notes_loop(n: int, x_T, keys) -> None:
+def test_ddim_is_the_notes_loop(n: int, start, keys) -> None:
     schedule = schedules.notes(T)
-    ours = sample(ddim(schedule, grids.notes(schedule, n)), x_T, keys)
-    assert relative_error(ours, numpy_ddim(schedule, np.float64(x_T), n)) < 1e-5
+    ours = sample(ddim(schedule, grids.notes(schedule, n)), start, keys)
+    assert relative_error(ours, numpy_ddim(schedule, np.float64(start), n)) < 1e-5
 
 
 def test_ddpm_coefficients_are_the_posterior_of_the_forward_process() -> None:
@@ -100,9 +103,9 @@ def test_ddpm_coefficients_are_the_posterior_of_the_forward_process() -> None:
     x, x0 = 0.7, -0.4
     for row, t in enumerate(range(50, 0, -1)):
         eps = (x - np.sqrt(ab[t]) * x0) / np.sqrt(1 - ab[t])
-        mean = (
-            np.sqrt(ab[t - 1]) * b[t] * x0 + np.sqrt(1 - b[t]) * (1 - ab[t - 1]) * x
-        ) / (1 - ab[t])
+        mean = (np.sqrt(ab[t - 1]) * b[t] * x0 + np.sqrt(1 - b[t]) * (1 - ab[t - 1]) * x) / (
+            1 - ab[t]
+        )
         variance = (1 - ab[t - 1]) / (1 - ab[t]) * b[t]
         columns = tableau.mix[row, 0]
         assert columns @ [x, x0, eps, 0] == pytest.approx(mean, abs=1e-12)
@@ -147,50 +150,50 @@ def test_every_sampler_keeps_gaussian_data(name: str) -> None:
     assert variance == pytest.approx(1, abs=0.02)
 
 
-def test_one_compilation_serves_every_sampler_and_number_of_steps(x_T, keys) -> None:
+def test_one_compilation_serves_every_sampler_and_number_of_steps(start, keys) -> None:
     schedule = schedules.notes(T)
     fresh = jax.jit(lambda *args: solve(denoiser(), *args[:3], rows=args[3])[0])
     for name in ("ddpm", "ddim"):
         for steps in (5, 20, 25, 100, 500):
             tableau = samplers.build(name, schedule, steps)
-            fresh(to_float32(pad(tableau, 512, 0)), x_T, keys, tableau.rows)
+            fresh(to_float32(pad(tableau, 512, 0)), start, keys, tableau.rows)
     assert fresh._cache_size() == 1
 
 
-def test_padding_changes_no_bit(x_T, keys) -> None:
+def test_padding_changes_no_bit(start, keys) -> None:
     schedule = schedules.notes(T)
     tableau = ddim(schedule, grids.trailing(schedule, 10), eta=0.5)
-    plain = run(to_float32(tableau), x_T, keys, 10)
-    padded = run(to_float32(pad(tableau, 64, 0)), x_T, keys, 10)
-    more_registers = run(to_float32(pad(tableau, 64, 3)), x_T, keys, 10)
+    plain = run(to_float32(tableau), start, keys, 10)
+    padded = run(to_float32(pad(tableau, 64, 0)), start, keys, 10)
+    more_registers = run(to_float32(pad(tableau, 64, 3)), start, keys, 10)
     assert np.array_equal(plain, padded)
     assert np.allclose(plain, more_registers, atol=1e-6)
 
 
-def test_frames_are_the_states_after_their_rows(x_T, keys) -> None:
+def test_frames_are_the_states_after_their_rows(start, keys) -> None:
     schedule = schedules.notes(T)
     tableau = to_float32(ddpm(schedule, grids.notes(schedule, 20)))
-    last, kept = solve(denoiser(), tableau, x_T, keys, frames=jnp.array([0, 7, 19]))
+    last, kept = solve(denoiser(), tableau, start, keys, frames=jnp.array([0, 7, 19]))
     assert kept.shape == (3, *SHAPE)
     for frame, row in zip(kept, (0, 7, 19), strict=True):
-        until, _ = solve(denoiser(), tableau, x_T, keys, rows=row + 1)
+        until, _ = solve(denoiser(), tableau, start, keys, rows=row + 1)
         assert np.allclose(frame, until, atol=1e-5)
     assert np.array_equal(kept[-1], last)
 
 
-def test_start_resumes_in_the_middle(x_T, keys) -> None:
+def test_a_run_resumes_in_the_middle(start, keys) -> None:
     schedule = schedules.notes(T)
     tableau = to_float32(ddpm(schedule, grids.notes(schedule, 20)))
-    whole, _ = solve(denoiser(), tableau, x_T, keys)
-    half, _ = solve(denoiser(), tableau, x_T, keys, rows=9)
+    whole, _ = solve(denoiser(), tableau, start, keys)
+    half, _ = solve(denoiser(), tableau, start, keys, rows=9)
     assert np.allclose(solve(denoiser(), tableau, half, keys, start=9)[0], whole, atol=1e-6)
 
 
-def test_memory_does_not_grow_with_the_steps(x_T, keys) -> None:
+def test_memory_does_not_grow_with_the_steps(start, keys) -> None:
     def temporary(steps: int) -> int:
         schedule = schedules.notes(T)
         tableau = to_float32(ddim(schedule, grids.notes(schedule, steps)))
-        compiled = run.lower(tableau, x_T, keys, steps).compile()
+        compiled = run.lower(tableau, start, keys, steps).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporary(500) == temporary(5)

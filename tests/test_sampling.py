@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import samplers, sampling
+from diffusion_jax import samplers, timing
 from diffusion_jax.config import Config
 from diffusion_jax.runs import Model, init_variables
 from diffusion_jax.sampling import frame_rows, sample
@@ -20,7 +20,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def contexts() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(8, 3), scale=100).astype(np.float32)
 
 
 def tableau(model: Model, name: str = "ddpm", steps: int = 10) -> samplers.Tableau:
@@ -36,9 +36,7 @@ def drawn(model, contexts) -> np.ndarray:
 @pytest.mark.parametrize("how", ["pmap", "shard_map"])
 def test_devices_change_nothing_but_rounding(model, contexts, drawn, count: int, how: str) -> None:
     devices = jax.devices()[:count]
-    images = sample(
-        model, tableau(model), 8, context=contexts, devices=devices, how=how
-    ).images
+    images = sample(model, tableau(model), 8, context=contexts, devices=devices, how=how).images
     assert np.allclose(images, drawn, atol=1e-4)
 
 
@@ -71,17 +69,16 @@ def test_no_context_is_a_context_of_zeros(model) -> None:
 
 
 def test_everything_runs_in_one_compilation(model) -> None:
-    sampling._compiled.cache_clear()
     devices = jax.devices()[:2]
-    for name in samplers.SAMPLERS:
-        for steps in (1, 5, 20, 40):
-            sample(model, tableau(model, name, steps), 4, devices=devices)
-    info = sampling._compiled.cache_info()
-    assert (info.misses, info.currsize) == (1, 1)
-    run = sampling._compiled(
-        model.network, model.config.diffusion.parameterization, 40, tuple(devices), "pmap"
-    )
-    assert run._cache_size() == 1
+    sample(model, tableau(model), 4, devices=devices)
+    with timing.counting() as compilations:
+        for name in samplers.SAMPLERS:
+            for steps in (1, 5, 20, 40):
+                sample(model, tableau(model, name, steps), 4, devices=devices)
+    assert compilations.count == 0
+    with timing.counting() as compilations:
+        sample(model, tableau(model), 6, devices=devices)
+    assert compilations.count > 0, "another batch is another program, and the counter sees it"
 
 
 def test_frames(model) -> None:
@@ -109,6 +106,21 @@ def test_frame_rows_are_the_notes_choice() -> None:
 def test_contexts_that_do_not_fit_are_named(model, context: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"it must be \(4, 3\), finite numbers"):
         sample(model, tableau(model), 4, context=context.astype(np.float32))
+
+
+def test_guidance_mixes_the_outputs_with_and_without_context(model, contexts) -> None:
+    """0 ignores the context, 1 is no guidance, and the output is linear in the scale."""
+
+    def draw(guidance: float | None, context: np.ndarray | None = contexts[:4]) -> np.ndarray:
+        table = tableau(model, "ddim", 1)  # one step: the image is linear in the output
+        return sample(model, table, 4, context=context, guidance=guidance).images
+
+    assert np.allclose(draw(0.0), draw(None, None), atol=1e-4)
+    assert np.allclose(draw(1.0), draw(None), atol=1e-4)
+    far = draw(1000.0) - draw(0.0)  # the context of an untrained network does little
+    assert np.abs(far).max() > 1
+    assert np.allclose(draw(500.0) - draw(0.0), far / 2, atol=1e-2)
+    assert np.corrcoef(far.ravel(), (draw(1.0) - draw(0.0)).ravel())[0, 1] > 0.99
 
 
 def test_no_images_are_no_sample(model) -> None:

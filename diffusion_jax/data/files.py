@@ -62,9 +62,9 @@ def _context_vectors(labels: ndarray, path: str, classes: int) -> ndarray:
         with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
             return np.asarray(labels, np.float32)
     values = np.asarray(labels, np.float64)
-    bad = values[~((values >= 0) & (values < 2**16) & (values == np.rint(values)))]
+    bad = values[~((values >= 0) & (values < 1024) & (values == np.rint(values)))]
     if len(bad):
-        raise InputError(f"{path}: class number {bad[0]:g}: it must be whole, in 0..{2**16 - 1}")
+        raise InputError(f"{path}: class number {bad[0]:g}: it must be whole, in 0..1023")
     numbers = values.astype(int)
     classes = classes or int(numbers.max(initial=0)) + 1
     if numbers.max(initial=0) >= classes:

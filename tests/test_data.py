@@ -1,0 +1,383 @@
+"""Data from files: what is read, and what is refused and how; which images a step sees."""
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion_jax import data
+from diffusion_jax.config import DataConfig
+from diffusion_jax.data.batches import indices
+from diffusion_jax.data.files import image_folder, npy_pair
+from diffusion_jax.typing import InputError
+
+N = 6
+PIXELS = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)
+NUMBERS = np.array([0, 2, 1, 1, 0, 2])
+ONE_HOT = np.array([[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
+MIXED = np.array([[0.5, 0.5, 0]] * 5 + [[0, -1, 2.5]])
+
+
+def save(folder: Path, images=PIXELS, labels=None) -> tuple[str, str]:
+    np.save(folder / "images.npy", images)
+    if labels is None:
+        return str(folder / "images.npy"), ""
+    np.save(folder / "labels.npy", labels)
+    return str(folder / "images.npy"), str(folder / "labels.npy")
+
+
+# ------------------------------------------------------------------------------- .npy pairs
+
+
+@pytest.mark.parametrize(
+    ("images", "shape"),
+    [
+        (PIXELS, (N, 8, 8, 3)),
+        (PIXELS[..., :1], (N, 8, 8, 1)),
+        (PIXELS[..., 0], (N, 8, 8, 1)),
+        (np.asfortranarray(PIXELS), (N, 8, 8, 3)),
+    ],
+    ids=["colour", "one-channel", "grey", "fortran"],
+)
+def test_images_are_the_files_own_and_memory_mapped(tmp_path, images, shape) -> None:
+    read = npy_pair(*save(tmp_path, images)).images
+    assert isinstance(read, np.memmap)
+    assert read.dtype == np.uint8
+    assert read.shape == shape
+    np.testing.assert_array_equal(read.reshape(images.shape), images)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64, np.float16, np.float64])
+def test_class_numbers_of_any_type_become_one_hot(tmp_path, dtype) -> None:
+    labels = npy_pair(*save(tmp_path, labels=NUMBERS.astype(dtype))).labels
+    np.testing.assert_array_equal(labels, ONE_HOT, strict=True)
+
+
+def test_bool_labels_are_the_classes_0_and_1(tmp_path) -> None:
+    labels = npy_pair(*save(tmp_path, labels=NUMBERS == 1)).labels
+    np.testing.assert_array_equal(labels.argmax(1), [0, 0, 1, 1, 0, 0])
+
+
+@pytest.mark.parametrize("labels", [ONE_HOT.astype(np.float64), MIXED, MIXED.astype(np.float16)])
+def test_rows_of_labels_are_kept_as_float32(tmp_path, labels) -> None:
+    read = npy_pair(*save(tmp_path, labels=labels)).labels
+    np.testing.assert_array_equal(read, labels.astype(np.float32), strict=True)
+
+
+def test_names_tell_how_many_classes_there_are(tmp_path) -> None:
+    dataset = npy_pair(*save(tmp_path, labels=NUMBERS), ["a", "b", "c", "d"])
+    assert dataset.class_names == ("a", "b", "c", "d")
+    assert dataset.labels.shape == (N, 4)
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [(3, ("class0", "class1", "class2")), (5, ("hero", "non-hero", "food", "spell", "side"))],
+)
+def test_default_names_are_the_courses_where_there_are_five(tmp_path, classes, names) -> None:
+    read = npy_pair(*save(tmp_path, labels=np.zeros((N, classes)))).class_names
+    assert len(read) == classes
+    assert all(ours.startswith(theirs) for ours, theirs in zip(read, names, strict=True))
+
+
+def test_without_labels_every_context_is_zero(tmp_path) -> None:
+    assert not npy_pair(*save(tmp_path)).labels.any()
+    assert npy_pair(*save(tmp_path)).labels.shape == (N, 1)
+    assert npy_pair(*save(tmp_path), ["a", "b"]).labels.shape == (N, 2)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((N, 8, 8, 4), np.uint8), r"images of shape \(6, 8, 8, 4\): they must be"),
+        (np.zeros((N, 8, 12, 3), np.uint8), r"images of shape \(6, 8, 12, 3\).*square"),
+        (np.zeros((8, 8), np.uint8), r"images of shape \(8, 8\)"),
+        (np.zeros((1, N, 8, 8, 3), np.uint8), r"images of shape \(1, 6, 8, 8, 3\)"),
+        (np.uint8(3), r"images of shape \(\)"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "there are no images in it"),
+        (PIXELS / 255, "images of type float64: they must be uint8, 0..255"),
+        (PIXELS.astype(np.int16), "images of type int16: they must be uint8"),
+        (np.full((N, 8, 8), "a"), "images of type <U1: they must be uint8"),
+        (np.zeros((N, 10, 10), np.uint8), "height 10: it must be a multiple of 4, from 8 up"),
+        (np.zeros((N, 4, 4), np.uint8), "height 4: it must be a multiple of 4, from 8 up"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(tmp_path, images, message) -> None:
+    path, _ = save(tmp_path, images)
+    with pytest.raises(InputError, match=f"^{path}: .*{message}"):
+        npy_pair(path)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (NUMBERS[:5], r"6 images but labels of shape \(5, 3\).*one row of labels for each image"),
+        (np.zeros((7, 3)), r"6 images but labels of shape \(7, 3\)"),
+        (np.zeros(0), r"6 images but labels of shape \(0, 1\)"),
+        (np.int64(3), r"labels of shape \(\): they must be \(N, features\)"),
+        (np.zeros((N, 3, 1)), r"labels of shape \(6, 3, 1\): they must be \(N, features\)"),
+        (np.full((N, 3), np.nan), "labels must be finite numbers, some are NaN or infinite"),
+        (np.full((N, 3), 1e300), "labels must be finite numbers, some are NaN or infinite"),
+        (np.array([0, 1, np.nan, 0, 0, 0]), "class number nan: it must be whole, in 0..1023"),
+        (np.array([0, 1, 2, 0, 0, -1]), "class number -1: it must be whole"),
+        (np.array([0, 1, 2, 0, 0, 70_000]), "class number 70000: it must be whole"),
+        (np.array([0, 0.5, 2, 0, 0, 0]), "class number 0.5: it must be whole"),
+        (np.full((N, 3), 1j), "labels of type complex128: they must be numbers"),
+        (np.array(list("abcdef")), "labels of type <U1: they must be numbers"),
+    ],
+)
+def test_labels_that_do_not_fit_are_named(tmp_path, labels, message) -> None:
+    images, path = save(tmp_path, labels=labels)
+    with pytest.raises(InputError, match=f"{path}: .*{message}"):
+        npy_pair(images, path)
+
+
+def test_names_that_do_not_fit_the_labels_are_listed(tmp_path) -> None:
+    with pytest.raises(InputError, match=r"2 class names \(a, b\) for 3 label columns"):
+        npy_pair(*save(tmp_path, labels=ONE_HOT), ["a", "b"])
+    with pytest.raises(InputError, match=r"class number 2, but there are 2 class names: .* 0\.\.1"):
+        npy_pair(*save(tmp_path, labels=NUMBERS), ["a", "b"])
+
+
+class Trap:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("pickled", ["array", "bare"])
+@pytest.mark.parametrize("where", ["images", "labels"])
+def test_pickled_objects_are_refused_and_never_run(tmp_path, where, pickled) -> None:
+    sprung = tmp_path / "sprung"
+    paths = dict(zip(("images", "labels"), save(tmp_path, labels=NUMBERS), strict=True))
+    if pickled == "array":
+        np.save(paths[where], np.array([Trap(sprung)], object), allow_pickle=True)
+    else:
+        Path(paths[where]).write_bytes(pickle.dumps(Trap(sprung)))
+    with pytest.raises(InputError, match=rf"{paths[where]} is not a \.npy file of numbers"):
+        npy_pair(**paths)
+    assert not sprung.exists()
+
+
+def write_archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, PIXELS)
+
+
+NUMPY_LEAVES_IT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def write_cut(path: Path, size: int) -> None:
+    np.save(path, PIXELS)
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("where", ["images", "labels"])
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: path.unlink(), "there is no such file"),
+        (lambda path: path.write_bytes(b""), r"is not a \.npy file of numbers"),
+        (lambda path: path.write_text("0 1 2\n"), r"is not a \.npy file of numbers"),
+        pytest.param(
+            lambda path: path.write_bytes(b"PK\x03\x04 cut"),
+            r"is not a \.npy file of numbers",
+            marks=NUMPY_LEAVES_IT_OPEN,
+        ),
+        (lambda path: write_cut(path, 700), r"is not a \.npy file of numbers: .*file size"),
+        (lambda path: write_cut(path, 60), r"is not a \.npy file of numbers"),
+        (write_archive, "is an archive: it must be one array, as np.save writes it"),
+    ],
+    ids=["missing", "empty", "text", "broken-zip", "cut", "cut-header", "archive"],
+)
+def test_files_that_are_no_arrays_are_named(tmp_path, where, write, message) -> None:
+    paths = dict(zip(("images", "labels"), save(tmp_path, labels=NUMBERS), strict=True))
+    write(Path(paths[where]))
+    with pytest.raises(InputError, match=f"^{paths[where]}:? {message}"):
+        npy_pair(**paths)
+
+
+def test_a_folder_in_place_of_labels_is_refused(tmp_path) -> None:
+    images, _ = save(tmp_path)
+    with pytest.raises(InputError, match=rf"{tmp_path} is not a \.npy file"):
+        npy_pair(images, str(tmp_path))
+
+
+# -------------------------------------------------------------------------- folders of images
+
+
+def put(path: Path, image: Image.Image) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def test_classes_and_files_are_in_alphabetical_order(tmp_path) -> None:
+    for name, shade in (("wolf/b.png", 4), ("ant/z.png", 1), ("wolf/a.BMP", 3), ("cat/x.png", 2)):
+        put(tmp_path / name, Image.new("RGB", (8, 8), (shade, 0, 0)))
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "readme.md").write_text("no class")
+    dataset = image_folder(str(tmp_path))
+    assert dataset.class_names == ("ant", "cat", "wolf")
+    assert dataset.images.shape == (4, 8, 8, 3)
+    assert dataset.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
+    np.testing.assert_array_equal(dataset.labels.argmax(1), [0, 1, 2, 2])
+    np.testing.assert_array_equal(dataset.labels.sum(1), 1)
+
+
+PALETTE = Image.new("P", (8, 8), 1)
+PALETTE.putpalette([0, 0, 0, 10, 20, 30])
+
+
+@pytest.mark.parametrize(
+    ("image", "pixel"),
+    [
+        (Image.new("RGB", (8, 8), (10, 20, 30)), (10, 20, 30)),
+        (Image.new("RGBA", (8, 8), (10, 20, 30, 255)), (10, 20, 30)),
+        (Image.new("RGBA", (8, 8), (10, 20, 30, 0)), (255, 255, 255)),
+        (Image.new("RGBA", (8, 8), (55, 155, 255, 102)), (175, 215, 255)),  # 0.4 c + 0.6 * 255
+        (Image.new("L", (8, 8), 77), (77, 77, 77)),
+        (Image.new("LA", (8, 8), (77, 0)), (255, 255, 255)),
+        (Image.new("1", (8, 8), 0), (0, 0, 0)),
+        (PALETTE, (10, 20, 30)),
+    ],
+    ids=["colour", "opaque", "clear", "translucent", "grey", "clear-grey", "bits", "palette"],
+)
+def test_every_kind_of_image_becomes_rgb_on_white(tmp_path, image, pixel) -> None:
+    put(tmp_path / "a" / "x.png", image)
+    images = image_folder(str(tmp_path)).images
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, np.broadcast_to(pixel, (1, 8, 8, 3)))
+
+
+def test_a_transparent_colour_of_a_palette_is_white(tmp_path) -> None:
+    (tmp_path / "a").mkdir()
+    PALETTE.save(tmp_path / "a" / "x.png", transparency=1)
+    assert np.all(image_folder(str(tmp_path)).images == 255)
+
+
+def test_image_size_scales_every_image(tmp_path) -> None:
+    """16 to 8 averages blocks of 2 x 2; 4 to 8 repeats pixels."""
+    large = np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8)
+    small = np.random.default_rng(2).integers(0, 256, (4, 4, 3), np.uint8)
+    put(tmp_path / "a" / "large.png", Image.fromarray(large))
+    put(tmp_path / "a" / "small.png", Image.fromarray(small))
+    images = image_folder(str(tmp_path), 8).images
+    means = large.reshape(8, 2, 8, 2, 3).mean((1, 3))
+    np.testing.assert_allclose(images[0], means, atol=1)  # Pillow rounds after each axis
+    np.testing.assert_array_equal(images[1], small.repeat(2, 0).repeat(2, 1))
+
+
+def two_sizes(folder: Path) -> None:
+    put(folder / "a" / "x.png", Image.new("RGB", (8, 8)))
+    put(folder / "b" / "y.png", Image.new("RGB", (12, 12)))
+
+
+def cut_png(folder: Path) -> None:
+    put(folder / "a" / "x.png", Image.effect_noise((64, 64), 50))
+    data = (folder / "a" / "x.png").read_bytes()
+    (folder / "a" / "x.png").write_bytes(data[: len(data) // 2])
+
+
+def text_png(folder: Path) -> None:
+    put(folder / "a" / "a.png", Image.new("RGB", (8, 8)))
+    (folder / "a" / "x.png").write_text("no image")
+
+
+@pytest.mark.parametrize(
+    ("fill", "message"),
+    [
+        (lambda folder: None, "no images in it: it must hold one subfolder for each class"),
+        (lambda folder: (folder / "a").mkdir(), "no images in it"),
+        (lambda folder: put(folder / "x.png", Image.new("L", (8, 8))), "no images in it"),
+        (two_sizes, r"b/y\.png has size \(12, 12\) where .*a/x\.png has \(8, 8\): .*--image_size"),
+        (text_png, r"a/x\.png cannot be read as an image"),
+        (cut_png, r"a/x\.png cannot be read as an image"),
+        (lambda folder: put(folder / "a/x.png", Image.new("I;16", (8, 8))), "8 bits a channel"),
+        (lambda folder: put(folder / "a/x.png", Image.new("L", (8, 12))), "(1, 12, 8, 3)"),
+        (lambda folder: put(folder / "a/x.png", Image.new("L", (10, 10))), "height 10: .* 4"),
+    ],
+    ids=[
+        *("empty", "empty-class", "no-class", "two-sizes", "text", "cut"),
+        *("16-bit", "not-square", "height-10"),
+    ],
+)
+def test_folders_that_do_not_fit_are_named(tmp_path, fill, message) -> None:
+    fill(tmp_path)
+    with pytest.raises(InputError, match=f"^{tmp_path}.*{message}"):
+        image_folder(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------- load
+
+
+def config(**fields) -> DataConfig:
+    return dataclasses.replace(DataConfig(), **fields)
+
+
+def test_load_finds_the_kind_of_data_by_what_lies_there(tmp_path) -> None:
+    images, labels = save(tmp_path, labels=NUMBERS)
+    names = ("x", "y", "z")
+    pair = data.load(config(images=images, labels=labels, class_names=names))
+    assert pair.class_names == names
+    np.testing.assert_array_equal(pair.images, PIXELS)
+    put(tmp_path / "folder" / "only" / "x.png", Image.new("RGB", (16, 16)))
+    folder = data.load(config(images=str(tmp_path / "folder"), image_size=12))
+    assert folder.class_names == ("only",)
+    assert folder.images.shape == (1, 12, 12, 3)
+    drawn = data.load(config(n_images=10, class_frequencies=(0.0, 0.0, 1.0, 0.0, 0.0)))
+    assert drawn.class_names == data.CLASS_NAMES
+    assert drawn.images.shape == (10, 16, 16, 3)
+    assert drawn.labels.argmax(1).tolist() == [2] * 10
+
+
+def test_load_names_a_path_that_is_not_there(tmp_path) -> None:
+    with pytest.raises(InputError, match=f"^{tmp_path}/none: there is no such file"):
+        data.load(config(images=str(tmp_path / "none")))
+
+
+def test_null_context_leaves_only_the_labels_out(tmp_path) -> None:
+    images, labels = save(tmp_path, labels=NUMBERS)
+    dataset = data.load(config(images=images, labels=labels, null_context=True))
+    np.testing.assert_array_equal(dataset.labels, np.zeros_like(ONE_HOT), strict=True)
+    np.testing.assert_array_equal(dataset.images, PIXELS)
+    assert len(dataset.class_names) == 3
+
+
+# ---------------------------------------------------------------------------------- batches
+
+
+def stream(seed: int, n: int, batch: int, epochs: int) -> np.ndarray:
+    """Epochs, a row each, as training sees them in batches."""
+    steps = -(-epochs * n // batch)
+    order = indices(seed, n, batch, 0, steps)
+    assert order.shape == (steps, batch)
+    assert order.dtype == np.int32
+    return order.reshape(-1)[: epochs * n].reshape(epochs, n)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(12, 4), (10, 4), (3, 8), (1, 5), (7, 7), (101, 100)])
+def test_every_epoch_visits_every_image_once(n: int, batch: int) -> None:
+    np.testing.assert_array_equal(np.sort(stream(0, n, batch, 5), axis=1), [np.arange(n)] * 5)
+
+
+def test_the_order_is_shuffled_anew_in_every_epoch_and_by_every_seed() -> None:
+    orders = np.concatenate([stream(seed, 50, 8, 4) for seed in range(3)])
+    assert len(np.unique(orders, axis=0)) == 12
+    assert not np.any(np.all(orders == np.arange(50), axis=1))
+    moved = np.abs(orders - np.arange(50)).mean()
+    assert 12 < moved < 21, "a uniform shuffle moves an image by 50 / 3 places on average"
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 4), (3, 8)])
+def test_a_batch_does_not_depend_on_where_training_starts(n: int, batch: int) -> None:
+    whole = indices(7, n, batch, 0, 30)
+    for start, steps in ((0, 1), (1, 29), (13, 4), (29, 1)):
+        np.testing.assert_array_equal(indices(7, n, batch, start, steps), whole[start:][:steps])
