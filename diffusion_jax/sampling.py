@@ -19,8 +19,8 @@ from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.samplers.tableau import pad, to_float32
 from diffusion_jax.typing import Context, Images, InputError, Variables
 
-ROWS = 1024  # tables are padded to a multiple of so many rows
-REGISTERS = 0  # and to so many registers: the most that a sampler in SAMPLERS uses
+ROWS = 8192  # tables are padded to a multiple of so many rows: 1000 steps of any sampler
+REGISTERS = 3  # and to so many registers: the most that a sampler in SAMPLERS uses
 
 
 class Samples(NamedTuple):
