@@ -40,6 +40,7 @@ flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
+flags.DEFINE_list("options", [], "other options of the sampler or the grid: order=3,rho=5")
 flags.DEFINE_float(
     "guidance", None, "scale of classifier-free guidance; above 1 exaggerates context"
 )
