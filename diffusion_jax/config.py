@@ -7,7 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_jax import schedules
+from diffusion_jax import parameterizations, schedules
 from diffusion_jax.losses import NOISINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
@@ -108,7 +108,7 @@ class DiffusionConfig:
         """Raise InputError for what cannot be."""
         choose(PARAMETERIZATIONS, "parameterization", self.parameterization)
         choose(NOISINGS, "noising", self.noising)
-        self.build()
+        parameterizations.check(self.parameterization, self.build())
 
     def build(self) -> NoiseSchedule:
         """The noise schedule."""
