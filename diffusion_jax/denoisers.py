@@ -1,6 +1,7 @@
 """From a network to a denoiser, the only thing that a sampler sees."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -8,7 +9,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.typing import Context, Denoiser, Images, Level, Prediction
 
-Apply = Callable[[Images, Float[Array, ""], Context], Images]
+Apply = Callable[[Images, Float[Array, ""], Any], Images]
 
 
 def guided(apply: Apply, scale: Float[Array, ""]) -> Apply:
@@ -27,7 +28,7 @@ def guided(apply: Apply, scale: Float[Array, ""]) -> Apply:
 
 
 def network_denoiser(
-    apply: Apply, parameterization: Parameterization, timesteps: int, context: Context
+    apply: Apply, parameterization: Parameterization, timesteps: int, context: Context | None
 ) -> Denoiser:
     """The denoiser of apply(x, t, context), t in [0, 1], for one batch of contexts."""
 
