@@ -11,7 +11,6 @@ schedule's first step: the step to clean data is of order 1 in every method.
 
 import inspect
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,7 +22,7 @@ from diffusion_jax.samplers import SAMPLERS, analysis
 from diffusion_jax.samplers.analysis import Gaussian
 from diffusion_jax.schedules import SCHEDULES
 from diffusion_jax.typing import InputError, choose, require
-from experiments.flags import FLAGS, define_devices, run
+from experiments.flags import FLAGS, define_devices, options, run
 
 define_devices()
 flags.DEFINE_list(
@@ -48,7 +47,7 @@ def main() -> None:
     mean, deviation = np.array(numbers("mean")), np.array(numbers("deviation"))
     require(len(mean) == len(deviation), "mean and deviation: they must be of one length")
     data = Gaussian(mean, deviation**2)
-    given = dict(option(text) for text in FLAGS.options)
+    given = options(FLAGS.options)
     end = analysis.CLEAN
     if not FLAGS.to_zero and "to_zero" in inspect.signature(GRIDS[FLAGS.grid]).parameters:
         end = schedule.level(1.0)
@@ -74,20 +73,6 @@ def numbers(flag: str) -> list[float]:
         return [float(word) for word in words]
     except ValueError as error:
         raise InputError(f"{flag}={','.join(words)}: they must be numbers") from error
-
-
-def option(text: str) -> tuple[str, Any]:
-    """An option's name and value: a number, true, false or a word."""
-    name, equals, word = text.partition("=")
-    require(name and equals and word, f"options={text}: write them as order=3,rule=exact")
-    if word in ("true", "false"):
-        return name, word == "true"
-    for kind in (int, float):
-        try:
-            return name, kind(word)
-        except ValueError:
-            continue
-    return name, word
 
 
 def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

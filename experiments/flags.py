@@ -10,7 +10,7 @@ from absl import app, flags, logging
 
 from diffusion_jax import parallel
 from diffusion_jax.config import Config
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 from experiments.presets import PRESETS
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
@@ -75,6 +75,25 @@ def _stop(error: Exception) -> None:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def options(words: Sequence[str]) -> dict[str, Any]:
+    """Options as --options gives them: order=3 is a number, lower=true a truth, else a word."""
+    return dict(_option(word) for word in words)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """An option's name and value: a number, true, false or a word."""
+    name, equals, word = text.partition("=")
+    require(name and equals and word, f"options={text}: write them as order=3,rule=exact")
+    if word in ("true", "false"):
+        return name, word == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(word)
+        except ValueError:
+            continue
+    return name, word
 
 
 def _fields() -> Iterator[dataclasses.Field]:

@@ -27,7 +27,7 @@ from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.typing import InputError
-from experiments.flags import FLAGS, define_devices, describe, run
+from experiments.flags import FLAGS, define_devices, describe, options, run
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
 COLUMNS = 16  # the widest row of a picture
@@ -40,6 +40,7 @@ flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
+flags.DEFINE_list("options", [], "other options of the sampler or the grid: order=3,rho=5")
 flags.DEFINE_float(
     "guidance", None, "scale of classifier-free guidance; above 1 exaggerates context"
 )
@@ -108,8 +109,9 @@ def choose_samplers(settings: Any) -> list[tuple[str, int]]:
 
 def tableau(settings: Any, name: str, steps: int) -> tuple[str, Tableau]:
     """A sampler's label and its table. Raises InputError for what cannot be."""
-    options = {key: FLAGS[key].value for key in ("eta", "variance") if FLAGS[key].value is not None}
-    table = samplers.build(name, settings.diffusion.build(), steps, FLAGS.grid, **options)
+    named = {key: FLAGS[key].value for key in ("eta", "variance") if FLAGS[key].value is not None}
+    given = {**options(FLAGS.options), **named}
+    table = samplers.build(name, settings.diffusion.build(), steps, FLAGS.grid, **given)
     return f"{name}-{steps}", table
 
 
