@@ -101,7 +101,7 @@ def _compiled() -> Callable[[str], Callable]:
             lambda x, t, context: network(x, t - shift, jnp),
             PARAMETERIZATIONS[prediction],
             T,
-            None,
+            jnp.zeros((SHAPE[0], 0), jnp.float32),
         )
         if prediction == "edm":
             denoise = edm_denoiser

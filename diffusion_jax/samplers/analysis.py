@@ -1,7 +1,7 @@
 """The exact error of any tableau on Gaussian data, in float64, without sampling.
 
 For independent x_0 ~ N(mean, variance) the exact denoiser is affine in x (Karras et al. 2022,
-arXiv:2206.00364, app. B.6), and so is every row: the state and the registers stay Gaussian, and
+arXiv:2206.00364, app. B), and so is every row: the state and the registers stay Gaussian, and
 their mean and covariance follow from the table.
 """
 

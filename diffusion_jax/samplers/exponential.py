@@ -25,7 +25,7 @@ def dpm_multistep(
     """DPM-Solver++(2M): Lu et al. 2022, arXiv:2211.01095, algorithm 2; also of order 1 and 3.
 
     predict: "x0"; or "eps", DPM-Solver (arXiv:2206.00927) in multistep form. eta: 0 solves the
-    ODE; 1 is SDE-DPM-Solver++ (eq. 18), in x0. rule: how order 2 weights its difference: "bh2" is
+    ODE; 1 is SDE-DPM-Solver++, in x0. rule: how order 2 weights its difference: "bh2" is
     the paper's 2M; "exact" the variant that integrates it.
     order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 15 steps, as
     in the authors' code.
@@ -60,7 +60,7 @@ def unipc(
 
     The corrector takes the prediction at the end of a step, which the next step calls anyway:
     one call a step, order p + 1. The last step has no corrector, for no call follows it.
-    rule: B(h), "bh1" or "bh2" (section 3.1). order: 2 by default.
+    rule: B(h), "bh1" or "bh2". order: 2 by default.
     """
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
     return multistep(grid, predict, orders, orders * corrector, rule=rule)
@@ -79,7 +79,7 @@ def sa_solver(
 ) -> Tableau:
     """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
 
-    tau scales the noise (eq. 5): 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
+    tau scales the noise: 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
     that start at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to
     3. corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none.
     Both are 2 by default. The corrector keeps the noise of its predictor. rule: see

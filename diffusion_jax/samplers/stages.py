@@ -37,7 +37,7 @@ def edm(
     """EDM's stochastic sampler (algorithm 2): before each Heun step, noise lifts r to (1 + g) r.
 
     g = min(s_churn / N, sqrt(2) - 1) where s_min <= r <= s_max, else 0, and never beyond the
-    schedule's largest r. s_noise scales the noise. Defaults: table 5, ImageNet-64.
+    schedule's largest r. s_noise scales the noise. Defaults: table 5, ImageNet-64, but s_noise.
     """
     for name, value in {"s_churn": s_churn, "s_min": s_min, "s_noise": s_noise}.items():
         require(0 <= value < np.inf, f"{name}={value}: it must be 0 or more")
@@ -57,7 +57,7 @@ def restart(
     restart_min: float = 0.1,
     restart_max: float = 2.0,
 ) -> Tableau:
-    """Restart sampling (Xu et al. 2023, arXiv:2306.14878, algorithm 1) with Heun's method.
+    """Restart sampling (Xu et al. 2023, arXiv:2306.14878) with Heun's method.
 
     When the grid has walked through its levels with restart_min <= sigma / alpha <= restart_max,
     noise lifts the state back to the first of them, and they are walked again: `repeats` times.
