@@ -83,7 +83,7 @@ def sa_solver(
     that start at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to
     3. corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none.
     Both are 2 by default. The corrector keeps the noise of its predictor. rule: see
-    exponential_weights; "bh1" is the authors' choice for few steps.
+    exponential_weights; "bh1" is the authors' choice; in few large steps "bh2" errs less.
     """
     require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
     bounds = f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
