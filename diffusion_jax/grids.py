@@ -155,7 +155,7 @@ def uniform_logsnr(
     sigma_max: float | None = None,
     to_zero: bool = True,
 ) -> Grid:
-    """n levels even in log-SNR, DPM-Solver's (arXiv:2206.00927, section 4); else as karras."""
+    """n levels even in log-SNR, DPM-Solver's (arXiv:2206.00927); else as karras."""
     return exponential(schedule, n, 1.0, sigma_min, sigma_max, to_zero)
 
 

@@ -131,7 +131,7 @@ def from_levels(
     """The schedule of T + 1 levels, the first of them clean.
 
     beta_i = sigma_i^2 - (alpha_i / alpha_{i-1})^2 sigma_{i-1}^2 (Kingma et al. 2021,
-    arXiv:2107.00630, eq. 20).
+    arXiv:2107.00630, app. A).
     """
     beta = sigma[1:] ** 2 - (alpha[1:] / alpha[:-1]) ** 2 * sigma[:-1] ** 2
     return NoiseSchedule(alpha, sigma, np.append(0.0, beta), alpha_at)

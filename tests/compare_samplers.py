@@ -8,6 +8,8 @@ network of image and time. Ours are single precision runs of the compiled loop, 
 
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import diffusers
@@ -22,6 +24,7 @@ from diffusion_jax.grids import Grid
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.samplers import Tableau, analysis, coefficients
 from diffusion_jax.samplers.tableau import Row, pad, symbols, tabulate, to_float32
+from diffusion_jax.typing import Level, Prediction
 from tests import test_sampler_orders
 
 T = 1000
@@ -69,7 +72,7 @@ def network(x: Any, t: Any, xp: Any) -> Any:
 def relative_error(case: Case, prediction: str) -> float:
     """|ours - theirs| / |theirs| of the final states; prediction: one of the case's."""
     options = {"num_train_timesteps": T, **case.options}
-    if prediction != "flow":
+    if prediction in PREDICTIONS:
         options |= {**BETAS, "prediction_type": PREDICTIONS[prediction]}
     scheduler = getattr(diffusers, case.theirs)(**options)
     scheduler.set_timesteps(case.steps)
@@ -84,6 +87,13 @@ def relative_error(case: Case, prediction: str) -> float:
     return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
+def edm_denoiser(x: jax.Array, level: Level) -> Prediction:
+    """The network with the input and the time that EDM's preconditioning gives it (table 1)."""
+    scaled = x / jnp.sqrt(level.sigma**2 + jnp.float32(0.25))
+    time = jnp.log(level.sigma) / jnp.float32(4 * T)
+    return PARAMETERIZATIONS["edm"].decode(network(scaled, time, jnp), x, level)
+
+
 def _compiled() -> Callable[[str], Callable]:
     def make(prediction: str) -> Callable:
         shift = jnp.float32(0 if prediction == "flow" else 1 / T)  # of their index 0
@@ -91,13 +101,15 @@ def _compiled() -> Callable[[str], Callable]:
             lambda x, t, context: network(x, t - shift, jnp),
             PARAMETERIZATIONS[prediction],
             T,
-            None,
+            jnp.zeros((SHAPE[0], 0), jnp.float32),
         )
+        if prediction == "edm":
+            denoise = edm_denoiser
         return jax.jit(
             lambda tableau, x, rows: samplers.solve(denoise, tableau, x, KEYS, rows=rows)[0]
         )
 
-    runs = {prediction: make(prediction) for prediction in (*PREDICTIONS, "flow")}
+    runs = {prediction: make(prediction) for prediction in (*PREDICTIONS, "flow", "edm")}
     return runs.__getitem__
 
 
@@ -296,7 +308,41 @@ def _others() -> list[Case]:
     for name, ours in (("Euler", flow("euler")), ("Heun", flow("heun", space="levels"))):
         theirs = f"FlowMatch{name}DiscreteScheduler"
         cases.append(Case(f"{name}, flow", theirs, {}, 20, ours, predictions=("flow",)))
+    ve = schedules.karras(T)
+    for name, theirs, ours in (
+        ("Euler, EDM", "EDMEulerScheduler", samplers.euler),
+        ("DPM-Solver++ 2M, EDM", "EDMDPMSolverMultistepScheduler", samplers.dpm_multistep),
+    ):
+        options = {"sigma_min": 0.002, "sigma_max": 80.0}
+        make = partial(edm, ve, ours)
+        cases.append(Case(name, theirs, options, 20, make, predictions=("edm",)))
+    inverse, options = "DDIMInverseScheduler", {"clip_sample": False}
+    ours = inversion
+    cases.append(Case("DDIM inversion", inverse, options, 25, ours, predictions=("eps",)))
+    case = Case("DDIM inversion", inverse, options, 25, ours, MISREAD, predictions=("v",))
+    cases.append(case._replace(as_theirs=inversion_of_v))
     return cases
+
+
+def edm(schedule: schedules.NoiseSchedule, sampler: Callable, scheduler: Any) -> Tableau:
+    """Our sampler on EDM's levels."""
+    return sampler(schedule, grids.karras(schedule, 20))
+
+
+def inversion(scheduler: Any) -> Tableau:
+    """DDIM backwards through their times."""
+    return samplers.ddim_inversion(SCHEDULE, grids.leading(SCHEDULE, 25))
+
+
+def inversion_of_v(scheduler: Any) -> Tableau:
+    """DDIM inversion with their reading of v, MISREAD: v at the step's start."""
+    s, rows = symbols(0), []
+    walk = grids.leading(SCHEDULE, 25).levels[::-1]
+    for start, end in pairwise(walk):
+        v = end.alpha * s.eps - end.sigma * s.x0
+        x0, eps = start.alpha * s.x - start.sigma * v, start.sigma * s.x + start.alpha * v
+        rows.append(Row(end, [end.alpha * x0 + end.sigma * eps]))
+    return tabulate(rows)
 
 
 def flow(sampler: str, **options: Any) -> Callable[[Any], Tableau]:
@@ -357,6 +403,10 @@ MIXED_V = (
     "They combine the v of different levels as if they were eps, and read the sum at one level: "
     "v = alpha eps - sigma x0 of different levels do not add up."
 )
+MISREAD = (
+    "They call the network at the level where a step ends, and read the v that it predicts at the "
+    "level where the step starts. A v means another x0 at each level; eps does not."
+)
 INFINITE = "Their B(h) = h is infinite in the step to sigma = 0, and their result is not a number."
 CASES = {case.label: case for case in _cases()}
 
@@ -414,8 +464,8 @@ loop. The relative error is that of the final images, |ours - theirs| / |theirs|
 
 Theirs has no churn that can be compared: EulerDiscreteScheduler adds the noise after the network
 was called, so that the network never sees the state that it is told to denoise (algorithm 2 of
-EDM calls it after), and HeunDiscreteScheduler has none. Its DDIMInverseScheduler reads a
-prediction made for one level at another. Ours are tested against loops written from the papers."""
+EDM calls it after), and HeunDiscreteScheduler has none. Ours is tested against a loop written
+from the paper."""
 
 if __name__ == "__main__":
     print(document())

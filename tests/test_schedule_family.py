@@ -56,7 +56,7 @@ def test_scaled_linear_is_linear_in_the_root() -> None:
 
 
 def test_sigmoid_follows_its_formula_until_its_limit() -> None:
-    """Jabri et al., app. B: (sigmoid(end) - sigmoid(x)) / (sigmoid(end) - sigmoid(start))."""
+    """Jabri et al.: (sigmoid(end) - sigmoid(x)) / (sigmoid(end) - sigmoid(start))."""
     schedule = schedules.sigmoid(200, start=-2.0, end=4.0, temperature=0.9)
     x = (-2.0 + 6.0 * np.arange(201) / 200) / 0.9
     sigmoid = np.exp(x) / (1 + np.exp(x))

@@ -52,7 +52,7 @@ def build(
     """
     make = choose(SAMPLERS, "sampler", name)
     known = _options(make)
-    make_grid = partial(_given, grid) if isinstance(grid, Grid) else choose(GRIDS, "grid", grid)
+    make_grid = choose(GRIDS, "grid", grid) if isinstance(grid, str) else partial(_given, grid)
     of_grid = [option for option in _options(make_grid) if option not in known]
     takes = ", ".join(known + of_grid) or "none"
     for option in options:

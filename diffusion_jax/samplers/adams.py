@@ -28,7 +28,7 @@ def lms(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tablea
 
 
 def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tableau:
-    """PNDM's linear multistep method, PLMS: Liu et al. 2022, arXiv:2202.09778, eqs. 9, 11, 12.
+    """PNDM's linear multistep method, PLMS: Liu et al. 2022, arXiv:2202.09778, eq. 9.
 
     Adams-Bashforth as on an evenly spaced grid, whatever the grid. The first step is Heun's and
     takes two calls, as in latent diffusion's PLMS. order: as in lms.

@@ -1,7 +1,7 @@
 """The exact error of any tableau on Gaussian data, in float64, without sampling.
 
 For independent x_0 ~ N(mean, variance) the exact denoiser is affine in x (Karras et al. 2022,
-arXiv:2206.00364, app. B.6), and so is every row: the state and the registers stay Gaussian, and
+arXiv:2206.00364, app. B), and so is every row: the state and the registers stay Gaussian, and
 their mean and covariance follow from the table.
 """
 
@@ -35,8 +35,8 @@ def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gau
     start: the distribution before the first row; by default the data's own at the first level.
     """
     outputs = tableau.mix.shape[1]
-    first = Level(tableau.t[0], tableau.alpha[0], tableau.sigma[0])
-    start = data.at(first) if start is None else start
+    if start is None:
+        start = data.at(Level(tableau.t[0], tableau.alpha[0], tableau.sigma[0]))
     mean = np.zeros((len(data.mean), outputs))
     covariance = np.zeros((len(data.mean), outputs, outputs))
     mean[:, 0], covariance[:, 0, 0] = start
@@ -47,8 +47,8 @@ def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gau
         held = np.broadcast_to(mix[:, XI + 1 :], (len(total), outputs, outputs - 1))
         linear = np.concatenate([(slope @ mix[:, :XI].T)[:, :, None], held], 2)
         mean = (linear @ mean[:, :, None])[:, :, 0] + offset @ mix[:, :XI].T * data.mean[:, None]
-        noise = np.outer(mix[:, XI], mix[:, XI])
-        covariance = linear @ covariance @ linear.transpose(0, 2, 1) + noise
+        covariance = linear @ covariance @ linear.transpose(0, 2, 1)
+        covariance += np.outer(mix[:, XI], mix[:, XI])
     return Gaussian(mean[:, 0], covariance[:, 0, 0])
 
 

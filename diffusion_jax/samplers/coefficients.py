@@ -6,7 +6,7 @@ arXiv:2206.00927, eq. 3.4; DPM-Solver++, arXiv:2211.01095, eq. 8)
     x_j = (alpha_j / alpha_i) x_i - alpha_j int exp(-l) eps(l) dl
         = (sigma_j / sigma_i) x_i + sigma_j int exp(l) x0(l) dl
 
-and the SDEs with the same marginals (SA-Solver, arXiv:2309.05019, eq. 11; eta = tau^2) by
+and the SDEs with the same marginals (SA-Solver, arXiv:2309.05019; eta = tau^2) by
 
     x_j = (sigma_j / sigma_i) exp(-eta h) x_i + sigma_j sqrt(1 - exp(-2 eta h)) xi
         + alpha_j (1 + eta) int exp(-(1 + eta) (l_j - l)) x0(l) dl.
@@ -55,7 +55,7 @@ def difference_weights(nodes: ndarray, moments: ndarray) -> ndarray:
 def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> ndarray:
     """difference_weights of the exponential integral.
 
-    rule: how a single difference is weighted (UniPC, arXiv:2302.04867, app. F): "exact", or
+    rule: how a single difference is weighted (UniPC, arXiv:2302.04867): "exact", or
     a_1 = 1/2 times B(h), which is kappa for "bh1" and 1 - exp(-kappa) for "bh2". All three agree
     to the order of the method.
     """

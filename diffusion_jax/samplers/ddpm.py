@@ -28,13 +28,8 @@ def ddpm(
     spread = np.sqrt(_variance(variance, beta, sigma, sigma_next))
     signal = retained > 0  # where x is noise alone, x0 is all that it says
     inverse = np.divide(1, retained, out=np.zeros_like(retained), where=signal)
-    return one_row_a_step(
-        grid,
-        x=inverse,
-        x0=np.where(signal, 0, grid.alpha[1:]),
-        eps=-beta / sigma * inverse,
-        xi=spread,
-    )
+    x0 = np.where(signal, 0, grid.alpha[1:])
+    return one_row_a_step(grid, x=inverse, x0=x0, eps=-beta / sigma * inverse, xi=spread)
 
 
 def _variance(

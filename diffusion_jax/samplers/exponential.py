@@ -12,8 +12,6 @@ from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
-SHORT = 15  # steps; in shorter runs DPM-Solver's code lowers the order of the last steps
-
 
 def dpm_multistep(
     schedule: NoiseSchedule,
@@ -27,12 +25,13 @@ def dpm_multistep(
     """DPM-Solver++(2M): Lu et al. 2022, arXiv:2211.01095, algorithm 2; also of order 1 and 3.
 
     predict: "x0"; or "eps", DPM-Solver (arXiv:2206.00927) in multistep form. eta: 0 solves the
-    ODE; 1 is SDE-DPM-Solver++ (eq. 18), in x0. rule: how order 2 weights its difference: "bh2" is
+    ODE; 1 is SDE-DPM-Solver++, in x0. rule: how order 2 weights its difference: "bh2" is
     the paper's 2M; "exact" the variant that integrates it.
-    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 15 steps.
+    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 15 steps, as
+    in the authors' code.
     """
     order = resolve_order(order, 2, 3, grid)
-    lower = grid.steps < SHORT if lower_order_final is None else lower_order_final
+    lower = grid.steps < 15 if lower_order_final is None else lower_order_final
     return multistep(grid, predict, step_orders(grid, order, lower), eta=eta, rule=rule)
 
 
@@ -61,7 +60,7 @@ def unipc(
 
     The corrector takes the prediction at the end of a step, which the next step calls anyway:
     one call a step, order p + 1. The last step has no corrector, for no call follows it.
-    rule: B(h), "bh1" or "bh2" (section 3.1). order: 2 by default.
+    rule: B(h), "bh1" or "bh2". order: 2 by default.
     """
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
     return multistep(grid, predict, orders, orders * corrector, rule=rule)
@@ -80,21 +79,19 @@ def sa_solver(
 ) -> Tableau:
     """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
 
-    tau scales the noise (eq. 5): 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
+    tau scales the noise: 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
     that start at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to
     3. corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none.
     Both are 2 by default. The corrector keeps the noise of its predictor. rule: see
-    exponential_weights; "bh1" is the authors' choice for few steps.
+    exponential_weights; "bh1" is the authors' choice; in few large steps "bh2" errs less.
     """
     require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
-    bounds = f"tau_from={tau_from}, tau_to={tau_to}"
-    require(0 <= tau_from <= tau_to <= 1, f"{bounds}: they must obey 0 <= tau_from <= tau_to <= 1")
-    correct = f"corrector_order={corrector_order}: it must be 0, 2, 3 or 4"
-    require(corrector_order in (0, 2, 3, 4), correct)
+    bounds = f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
+    require(0 <= tau_from <= tau_to <= 1, bounds)
+    known = corrector_order in (0, 2, 3, 4)
+    require(known, f"corrector_order={corrector_order}: it must be 0, 2, 3 or 4")
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
-    corrector = np.zeros_like(orders)
-    if corrector_order:
-        corrector = step_orders(grid, corrector_order - 1, lower_order_final)
+    corrector = step_orders(grid, max(corrector_order - 1, 0), lower_order_final)
     place = grid.t[:-1] / schedule.steps
     eta = tau**2 * ((tau_from <= place) & (place <= tau_to))
     return multistep(grid, "x0", orders, corrector, eta, rule)

@@ -8,7 +8,7 @@ with d = exp(-eta h), f = x0 or eps, and f_k the prediction of k steps before. A
 x_j, once f is known there, by the same formula with that f among the f_k.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 from numpy import ndarray
@@ -33,7 +33,7 @@ def multistep(
     infinite log-SNR cannot be, nor the last, which no call follows.
     predict: f, "x0" or "eps". rule: see exponential_weights.
     """
-    check_predict(predict)
+    require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
     require(rule in ("exact", "bh1", "bh2"), f"rule={rule!r}: it must be exact, bh1 or bh2")
     eta = np.broadcast_to(np.asarray(eta, np.float64), predictor.shape)
     require(np.all((eta >= 0) & (eta < np.inf)), f"eta={eta}: it must be 0 or more")
@@ -43,7 +43,7 @@ def multistep(
     held = np.where(corrector > 0, np.maximum(predictor, corrector), predictor - 1)
     s = symbols(int(held.max()))
     known = [getattr(s, predict), *s.z]
-    history = _Differences(grid, predict, eta, rule).weighted
+    history = partial(_weighted_differences, grid, predict, eta, rule)
     decay = (grid.ratio[1:] / grid.ratio[:-1]) ** eta  # exp(-eta h)
     carried = grid.sigma if predict == "x0" else grid.alpha
     rows = []
@@ -60,35 +60,28 @@ def multistep(
     return tabulate(rows)
 
 
-def check_predict(predict: str) -> None:
-    """Raise InputError for what no method extrapolates."""
-    require(predict in ("x0", "eps"), f"predict={predict!r} is unknown: choose from x0, eps")
-
-
-class _Differences(NamedTuple):
-    """What a grid's steps weigh f_k - f_0 by."""
-
-    grid: Grid
-    predict: str
-    eta: ndarray
-    rule: str
-
-    def weighted(
-        self, step: int, order: int | np.integer, f: list[ndarray], end: ndarray | None = None
-    ) -> ndarray:
-        """scale sum_k c_k (f_k - f_0) of f_0 .. f_{order-1}, and of f at the end if given."""
-        at, others = list(range(step - 1, step - int(order), -1)), f[1:order]
-        if end is not None:
-            at, others = [step + 1, *at], [end, *others]
-        if not at:
-            return 0 * f[0]
-        log_snr = self.grid.log_snr
-        h = log_snr[step + 1] - log_snr[step]
-        scale, kappa = self.grid.sigma[step + 1], -h
-        if self.predict == "x0":
-            scale, kappa = self.grid.alpha[step + 1], (1 + self.eta[step]) * h
-        weights = exponential_weights(kappa, (log_snr[at] - log_snr[step]) / h, self.rule)
-        return scale * (weights @ (np.stack(others) - f[0]))
+def _weighted_differences(
+    grid: Grid,
+    predict: str,
+    eta: ndarray,
+    rule: str,
+    step: int,
+    order: int | np.integer,
+    f: list[ndarray],
+    end: ndarray | None = None,
+) -> ndarray:
+    """scale sum_k c_k (f_k - f_0) of f_0 .. f_{order-1}, and of f at the step's end if given."""
+    at, others = list(range(step - 1, step - int(order), -1)), f[1:order]
+    if end is not None:
+        at, others = [step + 1, *at], [end, *others]
+    if not at:
+        return 0 * f[0]
+    h = grid.log_snr[step + 1] - grid.log_snr[step]
+    scale, kappa = grid.sigma[step + 1], -h
+    if predict == "x0":
+        scale, kappa = grid.alpha[step + 1], (1 + eta[step]) * h
+    weights = exponential_weights(kappa, (grid.log_snr[at] - grid.log_snr[step]) / h, rule)
+    return scale * (weights @ (np.stack(others) - f[0]))
 
 
 def resolve_order(order: int | None, default: int, most: int, grid: Grid) -> int:
@@ -113,4 +106,4 @@ def step_orders(grid: Grid, order: int, lower_order_final: bool) -> ndarray:
     orders = np.minimum(order, np.maximum(np.cumsum(finite[:-1]), 1))
     if lower_order_final:
         orders = np.minimum(orders, np.arange(grid.steps, 0, -1))
-    return np.where(finite[:-1] & finite[1:], orders, 1)
+    return np.where(finite[:-1] & finite[1:], orders, np.minimum(order, 1))

@@ -11,7 +11,6 @@ import numpy as np
 from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.coefficients import exponential_weights
 from diffusion_jax.samplers.ddim import ancestral_ratios
-from diffusion_jax.samplers.multistep import check_predict
 from diffusion_jax.samplers.tableau import Row, Symbols, Tableau, symbols, tabulate
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import Level, require
@@ -38,7 +37,7 @@ def edm(
     """EDM's stochastic sampler (algorithm 2): before each Heun step, noise lifts r to (1 + g) r.
 
     g = min(s_churn / N, sqrt(2) - 1) where s_min <= r <= s_max, else 0, and never beyond the
-    schedule's largest r. s_noise scales the noise. Defaults: table 5, ImageNet-64.
+    schedule's largest r. s_noise scales the noise. Defaults: table 5, ImageNet-64, but s_noise.
     """
     for name, value in {"s_churn": s_churn, "s_min": s_min, "s_noise": s_noise}.items():
         require(0 <= value < np.inf, f"{name}={value}: it must be 0 or more")
@@ -58,15 +57,14 @@ def restart(
     restart_min: float = 0.1,
     restart_max: float = 2.0,
 ) -> Tableau:
-    """Restart sampling (Xu et al. 2023, arXiv:2306.14878, algorithm 1) with Heun's method.
+    """Restart sampling (Xu et al. 2023, arXiv:2306.14878) with Heun's method.
 
     When the grid has walked through its levels with restart_min <= sigma / alpha <= restart_max,
     noise lifts the state back to the first of them, and they are walked again: `repeats` times.
     """
     require(repeats >= 0, f"repeats={repeats}: it must be 0 or more")
-    bounds = f"restart_min={restart_min}, restart_max={restart_max}"
-    ordered = 0 < restart_min < restart_max < np.inf
-    require(ordered, f"{bounds}: they must obey 0 < restart_min < restart_max")
+    bounds = f"restart_min={restart_min}, restart_max={restart_max}: they must obey 0 < min < max"
+    require(0 < restart_min < restart_max < np.inf, bounds)
     steps = list(zip(grid.levels[:-1], grid.levels[1:], strict=True))
     inside = np.flatnonzero((restart_min <= grid.ratio) & (grid.ratio <= restart_max))
     first, last = (inside[0], inside[-1]) if len(inside) else (0, 0)
@@ -134,11 +132,11 @@ def dpm_singlestep(
     published it is "bh2" in order 2, "exact" in order 3.
     """
     require(order in (1, 2, 3), f"order={order}: it must be in 1..3")
-    check_predict(predict)
+    require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
     rule = ("exact" if order == 3 else "bh2") if rule is None else rule
     r1 = (1 / 2 if order == 2 else 1 / 3) if r1 is None else r1
     inner = [r1, r2][: order - 1]
-    ascending = all(a < b for a, b in zip([0, *inner], [*inner, 1], strict=True))
+    ascending = np.all(np.diff([0.0, *inner, 1.0]) > 0)
     require(ascending, f"r1={r1}, r2={r2}: they must obey 0 < r1 < r2 < 1")
     finite = np.isfinite(grid.log_snr)
     rows: list[Row] = []
@@ -152,12 +150,7 @@ def dpm_singlestep(
 
 
 def _single_step(
-    s: Symbols,
-    levels: Sequence[Level],
-    places: Sequence[float],
-    h: float,
-    predict: str,
-    rule: str,
+    s: Symbols, levels: list[Level], places: list[float], h: float, predict: str, rule: str
 ) -> list[Row]:
     """Each stage is DDIM from the start, plus c (f - f_0) with the f of the stage before.
 

@@ -71,8 +71,8 @@ def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
     mix = np.zeros((grid.steps, 1, 4))
     for name, values in columns.items():
         mix[:, 0, {"x": X, "x0": X0, "eps": EPS, "xi": XI}[name]] = values
-    ends_step = np.ones(grid.steps, bool)
-    return check(Tableau(grid.t[:-1], grid.alpha[:-1], grid.sigma[:-1], mix, ends_step))
+    t, alpha, sigma = (column[:-1] for column in grid)
+    return check(Tableau(t, alpha, sigma, mix, np.ones(grid.steps, bool)))
 
 
 class Symbols(NamedTuple):
