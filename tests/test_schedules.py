@@ -44,10 +44,10 @@ def test_cosine_follows_its_formula_until_its_limit() -> None:
 @pytest.mark.parametrize("steps", [1, 2, 500])
 def test_every_schedule(name: str, steps: int) -> None:
     schedule = schedules.build(name, steps, beta_min=1e-4, beta_max=0.02)
-    assert all(table.dtype == np.float64 and len(table) == steps + 1 for table in schedule)
+    assert all(table.dtype == np.float64 and len(table) == steps + 1 for table in schedule[:3])
     assert schedule.alpha[0] == 1
     assert schedule.sigma[0] == 0
-    assert np.allclose(schedule.alpha**2 + schedule.sigma**2, 1, atol=1e-15)
+    assert np.allclose(schedule.alpha, schedule.alpha_at(schedule.ratio), atol=1e-15)
     assert np.all(np.diff(schedule.sigma) > 0)
 
 
