@@ -309,7 +309,7 @@ REFUSED = {
         ("--run={}/broken",): r"broken/config\.json is not JSON",
     },
     "sample": {
-        ("--sampler=euler",): r"--sampler=euler: value should be one of <ddpm\|ddim",
+        ("--sampler=newton",): r"--sampler=newton: value should be one of <ddpm\|ddim",
         ("--steps=0",): r"steps=0: it must be in 1\.\.20",
         ("--steps=21",): r"steps=21: it must be in 1\.\.20",
         ("--steps=ten",): r"--steps=ten: invalid literal",
@@ -339,7 +339,7 @@ REFUSED = {
         ("--frames=some",): r"--frames=some: value should be one of <notes\|all\|none>",
         ("--compare=ddpm:x",): r"compare=ddpm:x: write samplers as ddpm:500,ddim:25",
         ("--compare=ddpm:²",): r"compare=ddpm:²: write samplers as",
-        ("--compare=ddpm:5,euler:5",): r"sampler='euler' is unknown: choose from ddpm, ddim",
+        ("--compare=ddpm:5,newton:5",): r"sampler='newton' is unknown: choose from ddpm, ddim",
         ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
         ("--stepps=5",): r"Unknown command line flag 'stepps'",
         ("surplus", "word"): r"'surplus word' is no flag",
