@@ -76,7 +76,7 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> 
 def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
     """The model of a run's newest checkpoint, or of a step. Raises InputError if there is none."""
     state = run.absolute() / "state"
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     if not state.is_dir():
         raise InputError(f"run={str(run)!r} has no checkpoint yet")
     with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
