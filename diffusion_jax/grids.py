@@ -4,6 +4,7 @@ leading, trailing and linspace are named as in Lin et al. 2023 (arXiv:2305.08891
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -117,14 +118,8 @@ def karras(
     """
     _check(schedule, n)
     _check_rho(rho)
-    return _between(
-        schedule,
-        n,
-        sigma_min,
-        sigma_max,
-        to_zero,
-        lambda low, high, place: warp(low, high, place, rho),
-    )
+    spacing = partial(warp, rho=rho)
+    return _between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
 
 
 def exponential(
@@ -138,14 +133,11 @@ def exponential(
     """n levels whose log(sigma / alpha) is even in the power rho of the place; else as karras."""
     _check(schedule, n)
     _check_rho(rho)
-    return _between(
-        schedule,
-        n,
-        sigma_min,
-        sigma_max,
-        to_zero,
-        lambda low, high, place: low * (high / low) ** (place**rho),
-    )
+
+    def spacing(low: float, high: float, place: ndarray) -> ndarray:
+        return low * (high / low) ** (place**rho)
+
+    return _between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
 
 
 def uniform_logsnr(
@@ -177,7 +169,7 @@ def _between(
     sigma_min: float | None,
     sigma_max: float | None,
     to_zero: bool,
-    place_levels: Callable[[float, float, ndarray], ndarray],
+    spacing: Callable[[float, float, ndarray], ndarray],
 ) -> Grid:
     low = schedule.ratio[1] if sigma_min is None else sigma_min
     high = schedule.ratio[-1] if sigma_max is None else sigma_max
@@ -186,7 +178,7 @@ def _between(
         raise InputError(
             f"sigma_min={low}, sigma_max={high}: this grid needs 0 < sigma_min < sigma_max, finite"
         )
-    ratio = place_levels(low, high, np.linspace(1, 0, n if to_zero else n + 1))
+    ratio = spacing(low, high, np.linspace(1, 0, n if to_zero else n + 1))
     ratio[0] = high
     if not single:
         ratio[-1] = low  # free of rounding

@@ -84,7 +84,7 @@ def sample(
         ids = np.arange(first, first + batch_size, dtype=np.uint32)
         rows_of = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
         images, kept = run(*shared, *split((ids, context[rows_of]), len(devices)))
-        parts.append((merge(images), None if kept is None else _merge_frames(kept)))
+        parts.append((merge(np.asarray(images)), None if kept is None else _merge_frames(kept)))
     images = np.concatenate([images for images, _ in parts])[:n]
     if frames is None:
         return Samples(images, None)
