@@ -10,14 +10,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt32
 
 from diffusion_jax import samplers
-from diffusion_jax.denoisers import Apply, guided, network_denoiser
+from diffusion_jax.denoisers import (
+    THRESHOLDS,
+    Apply,
+    Guidance,
+    Mask,
+    changed,
+    check_guidance,
+    known,
+    network_denoiser,
+)
 from diffusion_jax.parallel import data_parallel, merge, replicate, split
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.samplers.tableau import pad, to_float32
-from diffusion_jax.typing import Context, Images, InputError, Variables
+from diffusion_jax.typing import Context, Images, InputError, Variables, choose, require
 
 ROWS = 8192  # tables are padded to a multiple of so many rows: 1000 steps of any sampler
 REGISTERS = 3  # and to so many registers: the most that a sampler in SAMPLERS uses
@@ -30,13 +39,25 @@ class Samples(NamedTuple):
     frames: Float[np.ndarray, "F n height width channel"] | None
 
 
+class Start(NamedTuple):
+    """The state before the first row: signal * images + noise * xi, with standard normal xi."""
+
+    images: Float[np.ndarray, "n height width channel"]
+    signal: float = 1.0
+    noise: float = 0.0
+
+
 def sample(
     model: Model,
     tableau: Tableau,
     n: int,
     *,
     context: Float[np.ndarray, "n feature"] | None = None,
-    guidance: float | None = None,
+    guidance: Guidance | float | None = None,
+    worse: Model | None = None,
+    threshold: str = "none",
+    start: Start | None = None,
+    mask: Float[np.ndarray, "n height width 1"] | None = None,
     seed: int = 0,
     frames: Sequence[int] | None = None,
     batch_size: int | None = None,
@@ -47,45 +68,59 @@ def sample(
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
     context: a vector for each image; None is a vector of zeros, no context.
-    guidance: the scale of classifier-free guidance (denoisers.guided); it costs a second pass.
+    guidance: classifier-free guidance, or only its scale; it costs a second pass.
+    worse: a model to guide away from, instead of from the same one without context.
+    threshold: how predicted images are kept within [-1, 1], from denoisers.THRESHOLDS.
+    start: where to start; None is noise, of the standard deviation of the first level.
+    mask: 1 where the pixels of start.images are known, and predictions are replaced by them.
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
-    Raises InputError for a context of the wrong shape, before anything is compiled.
+    Raises InputError for what does not fit the model, before anything is compiled.
     """
     context = _check_context(model, n, context)
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed={seed}: it must be in 0..{2**32 - 1}")
+    if isinstance(guidance, int | float):
+        guidance = Guidance(guidance)
+    _check(model, n, guidance, worse, threshold, start, mask, seed)
     devices = list(devices or jax.local_devices())
     batch_size = batch_size or n
     batch_size += -batch_size % len(devices)
     run = _compiled(
         model.network,
+        None if worse is None else worse.network,
         model.config.diffusion.parameterization,
         model.schedule.steps,
+        threshold,
         tuple(devices),
         how,
     )
+    if start is None:
+        shape = (model.network.height, model.network.height, model.network.in_channels)
+        images = np.broadcast_to(np.float32(0), (n, *shape))
+        start = Start(images, 0.0, tableau.noise_scale)
     table = to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, REGISTERS))
     shared = replicate(
         (
-            model.variables,
+            (model.variables, None if worse is None else worse.variables),
             table,
-            np.float32(tableau.noise_scale),
+            np.array([start.signal, start.noise], np.float32),
             np.int32(tableau.rows if rows is None else rows),
             None if frames is None else np.asarray(frames, np.int32),
             np.uint32(seed),
-            None if guidance is None else np.float32(guidance),
+            None if guidance is None else Guidance(*map(np.float32, guidance)),
         ),
         devices,
     )
     parts = []
     for first in range(0, n, batch_size):
         ids = np.arange(first, first + batch_size, dtype=np.uint32)
-        rows_of = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
-        images, kept = run(*shared, *split((ids, context[rows_of]), len(devices)))
+        at = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
+        each = (ids, context[at], start.images[at], None if mask is None else mask[at])
+        images, kept = run(*shared, *split(each, len(devices)))
         parts.append((merge(np.asarray(images)), None if kept is None else _merge_frames(kept)))
     images = np.concatenate([images for images, _ in parts])[:n]
+    if mask is not None:
+        images = np.where(mask == 1, start.images, images)
     if frames is None:
         return Samples(images, None)
     return Samples(images, np.concatenate([kept for _, kept in parts], axis=1)[:, :n])
@@ -93,31 +128,90 @@ def sample(
 
 @lru_cache
 def _compiled(
-    network: Any, parameterization: str, timesteps: int, devices: tuple[jax.Device, ...], how: str
+    network: Any,
+    worse: Any,
+    parameterization: str,
+    timesteps: int,
+    threshold: str,
+    devices: tuple[jax.Device, ...],
+    how: str,
 ) -> Any:
     def on_one_device(
-        variables: Variables,
+        variables: tuple[Variables, Variables],
         tableau: Tableau,
-        noise_scale: Float[Array, ""],
+        scales: Float[Array, "2"],
         rows: Int[Array, ""],
         frames: Int[Array, "F"] | None,
         seed: UInt32[Array, ""],
-        guidance: Float[Array, ""] | None,
+        guidance: Guidance | None,
         ids: UInt32[Array, "batch"],
         context: Context,
+        images: Images,
+        mask: Mask | None,
     ) -> tuple[Images, Any]:
         keys = samplers.sample_keys(jax.random.key(seed), ids)
-        shape = (network.height, network.height, network.in_channels)
-        x = noise_scale * samplers.row_noise(keys, jnp.asarray(INITIAL), shape)
-        apply: Apply = partial(network.apply, variables)
-        if guidance is not None:
-            apply = guided(apply, guidance)
+        noise = samplers.row_noise(keys, jnp.asarray(INITIAL), images.shape[1:])
+        x = scales[0] * images + scales[1] * noise
+        apply: Apply = partial(network.apply, variables[0])
+        apply_worse = None if worse is None else partial(worse.apply, variables[1])
         decode = PARAMETERIZATIONS[parameterization]
-        denoise = network_denoiser(apply, decode, timesteps, context)
+        denoise = network_denoiser(apply, decode, timesteps, context, guidance, apply_worse)
+        if threshold != "none":
+            denoise = changed(denoise, THRESHOLDS[threshold])
+        if mask is not None:
+            denoise = changed(denoise, known(images, mask))
         return samplers.solve(denoise, tableau, x, keys, rows=rows, frames=frames)
 
-    in_axes = (None, None, None, None, None, None, None, 0, 0)
+    in_axes = (None, None, None, None, None, None, None, 0, 0, 0, 0)
     return data_parallel(on_one_device, in_axes, (0, 0), devices=devices, how=how)
+
+
+def initial_noise(
+    model: Model, n: int, seed: int = 0
+) -> Float[np.ndarray, "n height width channel"]:
+    """The standard normal noise from which sample starts image 0 .. n - 1 with a seed."""
+    keys = samplers.sample_keys(jax.random.key(seed), jnp.arange(n, dtype=jnp.uint32))
+    network = model.network
+    shape = (network.height, network.height, network.in_channels)
+    return np.asarray(samplers.row_noise(keys, jnp.asarray(INITIAL), shape))
+
+
+def _check(
+    model: Model,
+    n: int,
+    guidance: Guidance | None,
+    worse: Model | None,
+    threshold: str,
+    start: Start | None,
+    mask: np.ndarray | None,
+    seed: int,
+) -> None:
+    """Raise InputError for what sample cannot do with a model."""
+    require(0 <= seed < 2**32, f"seed={seed}: it must be in 0..{2**32 - 1}")
+    choose(THRESHOLDS, "threshold", threshold)
+    if guidance is not None:
+        check_guidance(guidance)
+    require(worse is None or guidance is not None, "a worse model without guidance: give a scale")
+    if worse is not None:
+        check_alike(model, worse)
+    height = model.network.height
+    shape = (n, height, height, model.network.in_channels)
+    if start is not None:
+        fits = start.images.shape == shape and np.all(np.isfinite(start.images))
+        require(fits, f"start images of shape {start.images.shape}: they must be {shape}, finite")
+    if mask is not None:
+        require(start is not None, "a mask without start images: there is nothing to know")
+        fits = mask.shape == (*shape[:3], 1) and np.all((mask == 0) | (mask == 1))
+        require(fits, f"mask of shape {mask.shape}: it must be {(*shape[:3], 1)}, of 0 and 1")
+
+
+def check_alike(model: Model, other: Model) -> None:
+    """Raise InputError unless two models denoise the same images on the same forward process."""
+    for name in ("height", "in_channels", "n_cfeat"):
+        ours, theirs = getattr(model.network, name), getattr(other.network, name)
+        require(ours == theirs, f"the other model has {name}={theirs}: it must be {ours}")
+    ours, theirs = model.config.diffusion, other.config.diffusion
+    require(ours == theirs, f"the other model was trained on {theirs}: it must be {ours}")
 
 
 def _merge_frames(kept: Array) -> np.ndarray:
