@@ -125,4 +125,4 @@ def changed(denoise: Denoiser, change: Callable[[Images], Images]) -> Denoiser:
 
 def known(image: Images, mask: Mask) -> Callable[[Images], Images]:
     """A change of the predicted image: the pixels of image where mask is 1 (inpainting)."""
-    return lambda x0: x0 + mask * (image - x0)
+    return lambda x0: jnp.where(mask == 1, image, x0)

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ from absl import app, flags, logging
 
 from diffusion_jax import parallel
 from diffusion_jax.config import Config
+from diffusion_jax.denoisers import THRESHOLDS, Guidance, check_guidance
+from diffusion_jax.runs import load_model
 from diffusion_jax.typing import InputError, require
 from experiments.presets import PRESETS
 
@@ -44,6 +47,46 @@ def define_devices() -> None:
     flags.DEFINE_integer(
         "cpu_devices", None, "CPU cores to use as devices, where there is no accelerator; all"
     )
+
+
+def define_guidance() -> None:
+    """Define the flags of what wraps the network: guidance and thresholding."""
+    flags.DEFINE_float("guidance", None, "scale of guidance: 1 is none, above 1 exaggerates")
+    flags.DEFINE_list(
+        "guidance_interval", None, "guide only where LOW < sigma / alpha <= HIGH, such as 0.3,5"
+    )
+    flags.DEFINE_float(
+        "guidance_rescale", 0.0, "from 0 to 1: bring the contrast of guided outputs back"
+    )
+    flags.DEFINE_boolean("cfg_plus_plus", False, "CFG++: noise without guidance; --guidance 0 to 1")
+    flags.DEFINE_string(
+        "autoguidance", None, "a worse run to guide away from, in place of the lack of context"
+    )
+    flags.DEFINE_integer("autoguidance_step", None, "its checkpoint; by default the newest")
+    flags.DEFINE_enum("threshold", "none", list(THRESHOLDS), "how predictions are kept in [-1, 1]")
+
+
+def guidance(settings: Config) -> dict[str, Any]:
+    """What those flags say, as arguments of sample. Raises InputError for what cannot be."""
+    interval = FLAGS.guidance_interval
+    if FLAGS.guidance is None:
+        for name in ("guidance_interval", "guidance_rescale", "cfg_plus_plus", "autoguidance"):
+            require(not FLAGS[name].value, f"{name} needs --guidance, its scale")
+        return {"threshold": FLAGS.threshold}
+    without = settings.data.null_context or settings.training.keep_probability in (0, 1)
+    require(
+        FLAGS.autoguidance or not without,
+        f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
+        "guidance needs both, or --autoguidance",
+    )
+    bounds = _numbers("guidance_interval", interval or ("0", "inf"))
+    require(len(bounds) == 2, f"guidance_interval={bounds}: it must be two numbers, LOW,HIGH")
+    low, high = bounds
+    chosen = Guidance(FLAGS.guidance, low, high, FLAGS.guidance_rescale, FLAGS.cfg_plus_plus)
+    worse = None
+    if FLAGS.autoguidance:
+        worse = load_model(FLAGS.autoguidance, FLAGS.autoguidance_step)
+    return {"guidance": check_guidance(chosen), "worse": worse, "threshold": FLAGS.threshold}
 
 
 def run(main: Callable[[], None]) -> None:
@@ -127,6 +170,22 @@ def _numbers(name: str, values: Sequence[str]) -> tuple[float, ...]:
         return tuple(float(value) for value in values)
     except ValueError:
         raise InputError(f"{name}={','.join(values)}: it must be numbers") from None
+
+
+def integers(name: str) -> list[int]:
+    """The whole numbers of a list flag."""
+    words: list[str] = FLAGS.get_flag_value(name, [])
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise InputError(f"{name}={','.join(words)}: they must be whole numbers") from None
+
+
+def folder(name: str, default: Path) -> Path:
+    """The folder that a flag names, or a default. Raises InputError if it is a file."""
+    path = Path(FLAGS[name].value or default)
+    require(not path.exists() or path.is_dir(), f"{name}={str(path)!r} is a file: name a folder")
+    return path
 
 
 def describe(devices: Sequence[jax.Device]) -> str:

@@ -10,7 +10,6 @@ Writes samples.png, samples.npy and the denoising animation, as GIF and as HTML,
 long sampling took, with compilation told apart.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,12 +26,22 @@ from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.typing import InputError
-from experiments.flags import FLAGS, define_devices, describe, options, run
+from experiments.flags import (
+    FLAGS,
+    define_devices,
+    define_guidance,
+    describe,
+    guidance,
+    options,
+    run,
+)
+from experiments.flags import folder as output_folder
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
 COLUMNS = 16  # the widest row of a picture
 
 define_devices()
+define_guidance()
 flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
 flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
@@ -41,9 +50,6 @@ flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
 flags.DEFINE_list("options", [], "other options of the sampler or the grid: order=3,rho=5")
-flags.DEFINE_float(
-    "guidance", None, "scale of classifier-free guidance; above 1 exaggerates context"
-)
 flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
 flags.DEFINE_integer("batch_size", None, "images at once; by default all")
 flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
@@ -76,19 +82,19 @@ def main() -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(FLAGS.run)
     settings = load_config(folder)
-    if FLAGS.out and Path(FLAGS.out).exists() and not Path(FLAGS.out).is_dir():
-        raise InputError(f"out={FLAGS.out!r} is a file: name a folder")
     names, context = choose_contexts(settings)
+    wrappers = guidance(settings)
     plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
+    out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
     count = FLAGS.devices
     devices = None if count is None else choose_devices(max(count, 1), count)
     model = load_model(folder, FLAGS.step)
     devices = devices or jax.local_devices()[: len(context)]
     print(f"{folder}: {len(context)} images on {describe(devices)}")
     if FLAGS.compare:
-        compare(folder, model, plans, names, context, devices)
+        compare(out, model, plans, names, context, devices, wrappers)
     else:
-        draw(folder, model, *plans[0], names, context, devices)
+        draw(out, model, *plans[0], names, context, devices, wrappers)
 
 
 def choose_samplers(settings: Any) -> list[tuple[str, int]]:
@@ -119,14 +125,6 @@ def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
     """How many images each context gets, by its name, and the context of each image."""
     classes = settings.data.class_names
     width = settings.network.n_cfeat
-    trained_without = settings.data.null_context or settings.training.keep_probability == 1
-    if FLAGS.guidance is not None and not math.isfinite(FLAGS.guidance):
-        raise InputError(f"guidance={FLAGS.guidance}: it must be finite")
-    if FLAGS.guidance is not None and trained_without:
-        raise InputError(
-            f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
-            "guidance needs both"
-        )
     if FLAGS.context is not None and settings.data.null_context:
         raise InputError(f"context={FLAGS.context!r}: this run was trained without context")
     if FLAGS.context is not None:
@@ -155,6 +153,7 @@ def timed(
     table: Tableau,
     context: np.ndarray,
     devices: Sequence[jax.Device],
+    wrappers: dict[str, Any],
     frames: Sequence[int] | None = None,
 ) -> Timed:
     """Sample, after a run of no rows that does no more than compile."""
@@ -165,7 +164,7 @@ def timed(
             table,
             len(context),
             context=context,
-            guidance=FLAGS.guidance,
+            **wrappers,
             seed=FLAGS.seed,
             frames=frames,
             batch_size=FLAGS.batch_size,
@@ -181,25 +180,25 @@ def timed(
 
 
 def draw(
-    folder: Path,
+    out: Path,
     model: Model,
     label: str,
     table: Tableau,
     names: dict[str, int],
     context: np.ndarray,
     devices: Sequence[jax.Device],
+    wrappers: dict[str, Any],
 ) -> None:
     """Sample once; write the images and the animation."""
     frames = None
     if FLAGS.frames != "none":
         frames = frame_rows(table, model.schedule.steps, FLAGS.frames)
-    samples, seconds, compilation = timed(model, table, context, devices, frames)
+    samples, seconds, compilation = timed(model, table, context, devices, wrappers, frames)
     n = len(context)
     print(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
     )
-    out = Path(FLAGS.out or folder / "samples" / label)
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", samples.images)
     layout = {"scaling": FLAGS.scaling, "columns": columns(names)}
@@ -214,25 +213,25 @@ def draw(
 
 
 def compare(
-    folder: Path,
+    out: Path,
     model: Model,
     plans: Sequence[tuple[str, Tableau]],
     names: dict[str, int],
     context: np.ndarray,
     devices: Sequence[jax.Device],
+    wrappers: dict[str, Any],
 ) -> None:
     """Time samplers one after the other, and show what they draw from the same noise."""
     print(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
     rows, slowest = {}, 0.0
     for label, table in plans:
-        samples, seconds, compilation = timed(model, table, context, devices)
+        samples, seconds, compilation = timed(model, table, context, devices, wrappers)
         slowest = max(slowest, seconds)
         rate = len(context) / seconds
         print(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
         rows[label] = (samples.images, seconds)
     for label, (_, seconds) in rows.items():
         print(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
-    out = Path(FLAGS.out or folder / "samples")
     wide = min(COLUMNS, len(context))
     first = np.linspace(0, len(context) - 1, wide).astype(int)  # some of every context
     images = np.concatenate([images[first] for images, _ in rows.values()])

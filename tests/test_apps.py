@@ -248,6 +248,33 @@ def test_compare_times_samplers_side_by_side(app, run, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["compare-ddpm-20-ddim-5.png"]
 
 
+# ----------------------------------------------------------------------------------- editing
+
+
+@pytest.mark.parametrize(
+    ("flags", "images"),
+    [
+        (("--edit=sdedit", "--pick=0,3", "--options=eta=1"), 2),
+        (("--edit=inpaint", "--mask=top"), 8),
+        (("--edit=reconstruct", "--pick=5"), 1),
+        (("--edit=interpolate", "--pick=2,3", "--between=3", "--guidance=2"), 3),
+        (("--edit=interpolate", "--seeds=1,2", "--context=class1", "--between=4"), 4),
+        (("--edit=contexts", "--context=class0;class1", "--between=3"), 3),
+    ],
+)
+def test_edits_write_a_picture_and_their_images(app, run, tmp_path, flags, images) -> None:
+    out = app("experiments.edit", f"--run={run}", f"--out={tmp_path}", "--steps=5", *flags)
+    assert f"written: {tmp_path}/edited.png, {tmp_path}/edited.npy" in out
+    edited = np.load(tmp_path / "edited.npy")
+    assert edited.shape == (images, 8, 8, 3)
+    assert np.all(np.isfinite(edited))
+    with Image.open(tmp_path / "edited.png") as picture:
+        assert min(picture.size) > 80
+    if "--mask=top" in flags:
+        pixels = np.load(run.parent / "images.npy")[:8].astype(np.float32) / 127.5 - 1
+        np.testing.assert_array_equal(edited[:, :4], pixels[:, :4])
+
+
 # ----------------------------------------------------------------------------------- weights
 
 
@@ -267,6 +294,7 @@ def test_weights_go_out_and_come_back_to_the_same_samples_bit_for_bit(
 COMMANDS = {
     "train": ("--images={}/images.npy", "--labels={}/labels.npy", *TRAINING, "--run={}/new"),
     "sample": ("--run={}/run", "--cpu_devices=2", "--out={}/new"),
+    "edit": ("--run={}/run", "--cpu_devices=2", "--out={}/new", "--steps=4"),
     "weights": ("--from={}/run", "--to={}/new.safetensors"),
 }
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
@@ -319,6 +347,14 @@ REFUSED = {
         ("--context=",): r"context='' is empty",
         ("--context=class0; class0",): r"context='class0; class0': each context must stand there",
         ("--run={}/uncond", "--context=class0"): r"context='class0': this run was trained without",
+        ("--guidance=nan",): r"guidance=nan: it must be finite",
+        ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with",
+        ("--guidance_interval=1,2",): r"guidance_interval needs --guidance, its scale",
+        ("--guidance=2", "--guidance_interval=1"): r"it must be two numbers, LOW,HIGH",
+        ("--guidance=2", "--guidance_interval=2,1"): r"interval 2\.0,1\.0: it must obey 0 <= low",
+        ("--guidance=2", "--cfg_plus_plus"): r"guidance=2\.0: CFG\+\+ takes it from \[0, 1\]",
+        ("--guidance=2", "--autoguidance={}/none"): r"run='.*none': there is no such folder",
+        ("--threshold=soft",): r"--threshold=soft: value should be one of <none\|clip\|dynamic>",
         ("--run={}/none",): r"run='.*none': there is no such folder",
         ("--run={}/empty",): r"run='.*empty' is not a run: there is no config\.json in it",
         ("--run={}/text.npy",): r"run='.*text\.npy': there is no such folder",
@@ -343,6 +379,32 @@ REFUSED = {
         ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
         ("--stepps=5",): r"Unknown command line flag 'stepps'",
         ("surplus", "word"): r"'surplus word' is no flag",
+    },
+    "edit": {
+        ("--edit=dream",): r"--edit=dream: value should be one of <sdedit\|inpaint",
+        ("--run={}/none",): r"run='.*none': there is no such folder",
+        ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
+        ("--strength=0",): r"strength=0\.0: it must be above 0 and at most 1",
+        ("--strength=0.1",): r"strength=0\.1: on this grid the last step starts at 0\.25",
+        ("--steps=21",): r"steps=21: it must be in 1\.\.20",
+        ("--options=eta=2",): r"eta=2: it must be in \[0, 1\]",
+        ("--pick=20",): r"pick=20: the images are numbered 0 to 19",
+        ("--pick=x",): r"pick=x: they must be whole numbers",
+        ("--pick=1,2,3", "--edit=interpolate"): r"pick=1,2,3: interpolation takes two images",
+        ("--seeds=1", "--edit=interpolate"): r"seeds=1: it must be two numbers",
+        ("--seeds=1,-1", "--edit=interpolate"): r"seeds=1,-1: they must be in 0\.\.4294967295",
+        ("--between=1",): r"between=1: it must be at least 2",
+        ("--images={}/height10.npy",): r"height 10: it must be a multiple of 4",
+        ("--images={}/none.npy",): r"none\.npy: there is no such file",
+        ("--edit=contexts",): r"contexts needs two of them",
+        ("--edit=contexts", "--context=class0"): r"context='class0': it must be two",
+        ("--run={}/uncond", "--context=class0"): r"context='class0': this run was trained without",
+        ("--edit=inpaint", "--mask=middle"): r"mask='middle' is unknown: choose from left, right",
+        ("--edit=inpaint", "--mask={}/none.npy"): r"none\.npy is not a \.npy file",
+        ("--edit=inpaint", "--mask={}/labels.npy"): r"shape \(20,\): it must be \(8, 8\), of 0 and",
+        ("--edit=inpaint", "--repeats=0"): r"repeats=0: it must be at least 1",
+        ("--edit=reconstruct", "--iterations=0"): r"iterations=0: it must be at least 1",
+        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
     },
     "weights": {
         ("--to={}/new",): r"from='.*run', to='.*new': one of them must be a \.pth, \.pt, \.saf",
@@ -402,6 +464,7 @@ def answers(app, run, folder) -> dict:
     save_model(folder / "uncond", model.config.override(null_context=True), model.variables)
     checkpoints.write_config(folder / "unfinished", model.config.to_dict())
     good = {"sample": ("--frames=none", "--steps=2", "--n=3")}
+    assert REFUSED.keys() == COMMANDS.keys()
     found = {}
     for name, command in COMMANDS.items():
         cases = [*REFUSED[name], *([good[name]] if name in good else [])]

@@ -17,6 +17,7 @@ LAYERS = (
     ("config",),
     ("runs",),
     ("training", "sampling", "timing"),
+    ("editing",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "diffusion_jax").rglob("*.py"))

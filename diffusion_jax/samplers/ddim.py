@@ -4,7 +4,7 @@ import numpy as np
 from numpy import ndarray
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
+from diffusion_jax.samplers.tableau import Row, Tableau, one_row_a_step, symbols, tabulate
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
@@ -31,17 +31,21 @@ def euler(schedule: NoiseSchedule, grid: Grid) -> Tableau:
     return one_row_a_step(grid, x0=grid.alpha[1:], eps=grid.alpha[1:] * ratio)
 
 
-def ddim_inversion(schedule: NoiseSchedule, grid: Grid) -> Tableau:
+def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> Tableau:
     """DDIM backwards, from an image to the noise that DDIM turns into it (section 4.3).
 
-    The rows walk the grid from its end to its start. A step i -> j towards noise calls the
-    denoiser at level j, as the step back does, so that no network is asked about clean data:
-    x' = (alpha_j / alpha_i) x + (sigma_j - alpha_j sigma_i / alpha_i) eps.
+    A step i -> j towards noise calls the denoiser at level j, as the step back does, which calls it
+    at x' = (a_j / a_i) x + (s_j - a_j s_i / a_i) eps, too: `iterations` calls approach that x'.
     """
-    grid = Grid(*(column[::-1] for column in grid))
-    scale = grid.alpha[1:] / grid.alpha[:-1]
-    called = Grid(*(np.append(column[1:], column[-1]) for column in grid))
-    return one_row_a_step(called, x=scale, eps=grid.sigma[1:] - scale * grid.sigma[:-1])
+    require(iterations >= 1, f"iterations={iterations}: it must be at least 1")
+    s, rows = symbols(1), []
+    for start, end in zip(grid.levels[:0:-1], grid.levels[-2::-1], strict=True):
+        scale = end.alpha / start.alpha
+        change = (end.sigma - scale * start.sigma) * s.eps
+        for call in range(iterations):
+            held = s.z[0] if call else s.x
+            rows.append(Row(end, [scale * held + change, held], call == iterations - 1))
+    return tabulate(rows)
 
 
 def consistency(schedule: NoiseSchedule, grid: Grid) -> Tableau:

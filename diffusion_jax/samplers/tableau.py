@@ -120,12 +120,9 @@ def pad(tableau: Tableau, rows: int, registers: int) -> Tableau:
             f"a tableau of {tableau.rows} rows and {tableau.registers} registers "
             f"does not fit into {rows} and {registers}"
         )
-    t, alpha, sigma, ends_step = (
-        np.pad(column, (0, more_rows))
-        for column in (tableau.t, tableau.alpha, tableau.sigma, tableau.ends_step)
-    )
-    mix = np.pad(tableau.mix, ((0, more_rows), (0, more_registers), (0, more_registers)))
-    return Tableau(t, alpha, sigma, mix, ends_step)
+    outer, inner = (0, more_rows), (0, more_registers)
+    columns = (np.pad(column, [outer, inner, inner][: column.ndim]) for column in tableau)
+    return Tableau(*columns)
 
 
 def to_float32(tableau: Tableau) -> Tableau:
