@@ -11,7 +11,15 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from diffusion_jax import samplers
 from diffusion_jax.denoisers import Apply, guided, network_denoiser
-from diffusion_jax.parallel import data_parallel, merge, replicate, split
+from diffusion_jax.parallel import (
+    data_parallel,
+    first_devices,
+    gather,
+    merge,
+    replicate,
+    scatter,
+    split,
+)
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
@@ -42,7 +50,7 @@ def sample(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     rows: int | None = None,
-    how: str = "pmap",
+    how: str | None = None,
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -56,7 +64,7 @@ def sample(
     context = _check_context(model, n, context)
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed}: it must be in 0..{2**32 - 1}")
-    devices = list(devices or jax.local_devices())
+    devices = list(devices or first_devices(jax.device_count()))
     batch_size = batch_size or n
     batch_size += -batch_size % len(devices)
     run = _compiled(
@@ -83,8 +91,9 @@ def sample(
     for first in range(0, n, batch_size):
         ids = np.arange(first, first + batch_size, dtype=np.uint32)
         rows_of = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
-        images, kept = run(*shared, *split((ids, context[rows_of]), len(devices)))
-        parts.append((merge(np.asarray(images)), None if kept is None else _merge_frames(kept)))
+        own = scatter(split((ids, context[rows_of]), len(devices)), devices)
+        images, kept = gather(run(*shared, *own))
+        parts.append((merge(images), None if kept is None else _merge_frames(kept)))
     images = np.concatenate([images for images, _ in parts])[:n]
     if frames is None:
         return Samples(images, None)
@@ -93,7 +102,7 @@ def sample(
 
 @lru_cache
 def _compiled(
-    network: Any, parameterization: str, timesteps: int, devices: tuple[jax.Device, ...], how: str
+    network: Any, parameterization: str, timesteps: int, devices: tuple[jax.Device, ...], how: str | None
 ) -> Any:
     def on_one_device(
         variables: Variables,
@@ -120,9 +129,9 @@ def _compiled(
     return data_parallel(on_one_device, in_axes, (0, 0), devices=devices, how=how)
 
 
-def _merge_frames(kept: Array) -> np.ndarray:
+def _merge_frames(kept: np.ndarray) -> np.ndarray:
     """(device, F, part, ...) -> (F, batch, ...)."""
-    return np.stack([merge(frame) for frame in np.moveaxis(np.asarray(kept), 1, 0)])
+    return np.stack([merge(frame) for frame in np.moveaxis(kept, 1, 0)])
 
 
 def _check_context(model: Model, n: int, context: np.ndarray | None) -> np.ndarray:

@@ -22,17 +22,18 @@ from absl import flags
 
 from diffusion_jax import contexts, pictures, samplers
 from diffusion_jax.grids import GRIDS
-from diffusion_jax.parallel import choose_devices
+from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.typing import InputError
-from experiments.flags import FLAGS, define_devices, describe, options, run
+from experiments.flags import FLAGS, define_devices, define_processes, describe, options, run, say
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
 COLUMNS = 16  # the widest row of a picture
 
 define_devices()
+define_processes()
 flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
 flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
@@ -75,16 +76,16 @@ class Timed(NamedTuple):
 def main() -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(FLAGS.run)
-    settings = load_config(folder)
-    if FLAGS.out and Path(FLAGS.out).exists() and not Path(FLAGS.out).is_dir():
-        raise InputError(f"out={FLAGS.out!r} is a file: name a folder")
-    names, context = choose_contexts(settings)
-    plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
-    count = FLAGS.devices
-    devices = None if count is None else choose_devices(max(count, 1), count)
+    with alike():
+        settings = load_config(folder)
+        if FLAGS.out and Path(FLAGS.out).exists() and not Path(FLAGS.out).is_dir():
+            raise InputError(f"out={FLAGS.out!r} is a file: name a folder")
+        names, context = choose_contexts(settings)
+        plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
+        count = FLAGS.devices
+        devices = first_devices(len(context)) if count is None else choose_devices(count, count)
     model = load_model(folder, FLAGS.step)
-    devices = devices or jax.local_devices()[: len(context)]
-    print(f"{folder}: {len(context)} images on {describe(devices)}")
+    say(f"{folder}: {len(context)} images on {describe(devices)}")
     if FLAGS.compare:
         compare(folder, model, plans, names, context, devices)
     else:
@@ -195,10 +196,12 @@ def draw(
         frames = frame_rows(table, model.schedule.steps, FLAGS.frames)
     samples, seconds, compilation = timed(model, table, context, devices, frames)
     n = len(context)
-    print(
+    say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
     )
+    if not is_first():
+        return
     out = Path(FLAGS.out or folder / "samples" / label)
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", samples.images)
@@ -210,7 +213,7 @@ def draw(
         moving = np.stack([by_rows(frame, names) for frame in samples.frames])
         pictures.save_gif(out / "denoising.gif", moving, scale=3, **layout)
         pictures.save_html(out / "denoising.html", moving, scale=3, **layout)
-    print(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+    say(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
 
 
 def compare(
@@ -222,16 +225,18 @@ def compare(
     devices: Sequence[jax.Device],
 ) -> None:
     """Time samplers one after the other, and show what they draw from the same noise."""
-    print(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
+    say(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
     rows, slowest = {}, 0.0
     for label, table in plans:
         samples, seconds, compilation = timed(model, table, context, devices)
         slowest = max(slowest, seconds)
         rate = len(context) / seconds
-        print(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
+        say(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
         rows[label] = (samples.images, seconds)
     for label, (_, seconds) in rows.items():
-        print(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+        say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+    if not is_first():
+        return
     out = Path(FLAGS.out or folder / "samples")
     wide = min(COLUMNS, len(context))
     first = np.linspace(0, len(context) - 1, wide).astype(int)  # some of every context
@@ -239,7 +244,7 @@ def compare(
     sheet = pictures.grid(images, labels=list(rows), columns=wide, scaling=FLAGS.scaling)
     path = out / f"compare-{'-'.join(rows)}.png"
     pictures.save_png(path, sheet)
-    print(f"written: {path}")
+    say(f"written: {path}")
 
 
 def columns(names: dict[str, int]) -> int:
