@@ -113,9 +113,7 @@ def first_devices(count: int) -> list[jax.Device]:
     """Up to count devices, at least one, equally many of each process."""
     processes = jax.process_count()
     part = max(1, min(count // processes, _devices_each()))
-    return [
-        device for process in range(processes) for device in jax.local_devices(process)[:part]
-    ]
+    return [device for process in range(processes) for device in jax.local_devices(process)[:part]]
 
 
 def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device]:
@@ -131,7 +129,7 @@ def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device
         count = max((n for n in counts if batch_size % n == 0), default=processes)
     if count not in counts:
         where = "this machine has" if processes == 1 else f"these {processes} processes have"
-        must = "" if processes == 1 else f", and each must give equally many"
+        must = "" if processes == 1 else ", and each must give equally many"
         raise InputError(f"devices={count}: {where} {available}{must}")
     if batch_size % count:
         raise InputError(

@@ -102,7 +102,11 @@ def sample(
 
 @lru_cache
 def _compiled(
-    network: Any, parameterization: str, timesteps: int, devices: tuple[jax.Device, ...], how: str | None
+    network: Any,
+    parameterization: str,
+    timesteps: int,
+    devices: tuple[jax.Device, ...],
+    how: str | None,
 ) -> Any:
     def on_one_device(
         variables: Variables,

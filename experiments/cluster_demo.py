@@ -32,23 +32,34 @@ SAMPLING = ("--steps=10", "--n=10", "--frames=none")
 flags.DEFINE_string("out", "checkpoints/cluster_demo", "the folder of the runs, written anew")
 
 
-def start(app: str, *args: str, processes: int = 1, devices: int = 4) -> list[subprocess.Popen]:
-    """Start an app in some processes of one job, on so many CPU devices in all."""
+def start(
+    app: str,
+    *args: str,
+    processes: int = 1,
+    devices: int = 4,
+    own: Sequence[Sequence[str]] = (),
+) -> list[subprocess.Popen]:
+    """Start an app in some processes of one job, on so many CPU devices in all.
+
+    own: further flags of each process.
+    """
     job = [[f"--cpu_devices={devices // processes}"] for _ in range(processes)]
+    for flags_of_one, more in zip(job, own or [()] * processes, strict=True):
+        flags_of_one += more
     if processes > 1:
         where = f"--coordinator=127.0.0.1:{free_port()}"
-        for number, own in enumerate(job):
-            own += [where, f"--num_processes={processes}", f"--process_id={number}"]
+        for number, flags_of_one in enumerate(job):
+            flags_of_one += [where, f"--num_processes={processes}", f"--process_id={number}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", f"experiments.{app}", *args, *own],
+            [sys.executable, "-m", f"experiments.{app}", *args, *flags_of_one],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for own in job
+        for flags_of_one in job
     ]
 
 
@@ -114,7 +125,9 @@ def main(argv: Sequence[str]) -> None:
     train(two, 2)
     continue_from(two, out / "two_then_one", 1)
     continue_from(one, out / "one_then_two", 2)
-    print(f"{len(losses(one))} steps, {len(images(one))} images; one process with 4 devices against")
+    print(
+        f"{len(losses(one))} steps, {len(images(one))} images; one process with 4 devices against"
+    )
     worst = 0.0
     for name in ("two", "two_then_one", "one_then_two"):
         seen = [difference(what(out / name), what(one)) for what in (losses, images)]

@@ -35,7 +35,7 @@ def load(config: Any) -> Dataset:
     if config.images:
         kind = "folder" if os.path.isdir(config.images) else "npy"
     if kind == "folder" and config.labels:
-        raise InputError(f"labels={config.labels}: the subfolders of {config.images} are the labels")
+        raise InputError(f"labels={config.labels}: the labels are the subfolders of a folder")
     if kind != "folder" and config.image_size:
         raise InputError(f"image_size={config.image_size}: only a folder of images can be scaled")
     dataset = DATASETS[kind](config)
