@@ -70,6 +70,7 @@ def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> list[
     finally:
         for process in processes:
             process.kill()
+            process.communicate()
     codes = [process.returncode for process in processes]
     return list(zip(codes, outputs, strict=True))
 

@@ -138,6 +138,8 @@ def _option(text: str) -> tuple[str, Any]:
     """An option's name and value: a number, true, false or a word."""
     name, equals, word = text.partition("=")
     require(name and equals and word, f"options={text}: write them as order=3,rule=exact")
+    required = ("name", "schedule", "steps", "grid")  # of samplers.build
+    require(name not in required, f"options={text}: {name} is no option of a sampler")
     if word in ("true", "false"):
         return name, word == "true"
     for kind in (int, float):

@@ -4,6 +4,7 @@ Each property is a strategy and a function that takes what it generates. A round
 `make test`; `make test-slow` has 100 times as many. How many were tried is printed at the end.
 """
 
+import inspect
 import io
 import json
 import os
@@ -25,14 +26,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from diffusion_jax import checkpoints, contexts, metrics
+from diffusion_jax import checkpoints, contexts, metrics, parallel, samplers, schedules
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import CLASS_NAMES, Dataset, load
 from diffusion_jax.data.files import image_folder, npy_pair
+from diffusion_jax.grids import GRIDS
 from diffusion_jax.networks import torch_weights
 from diffusion_jax.runs import load_config
+from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.typing import InputError
-from experiments.flags import FLAGS, config
+from experiments.flags import FLAGS, config, options
 from experiments.train import check_folder, fill_in  # which defines the flags
 from tests import conftest
 
@@ -233,9 +236,18 @@ def on_flags(words: list[str], folder: Path) -> None:
     FLAGS.unparse_flags()
     try:
         FLAGS(["train", *words])
-        check_folder(folder, fill_in(config(), TINY))
+        wanted = fill_in(config(), TINY)
+        check_folder(Path(FLAGS.run or folder), wanted)
+        parallel.choose_devices(wanted.training.batch_size, FLAGS.devices)
     except flags.Error as error:  # the apps print it as they print an InputError
         raise InputError(str(error)) from None
+
+
+def on_sampler(command: tuple, folder: Path) -> None:
+    """What --sampler, --steps, --grid and --options ask for."""
+    name, steps, grid, words = command
+    table = samplers.build(name, SCHEDULE, steps, grid, **options(words))
+    assert table.rows < 100 * SCHEDULE.steps
 
 
 def on_context(both: tuple[str, tuple[str, ...]], folder: Path) -> None:
@@ -301,8 +313,29 @@ LINES = st.lists(
         JUNK.map(json.dumps).map(str.encode),
     )
 ).map(b"\n".join)
+SCHEDULE = schedules.build("linear", 20)
+
+
+@st.composite
+def sampler_commands(draw: Any) -> tuple[str, int, str, list[str]]:
+    """--sampler, --steps, --grid and --options, mostly of names that exist."""
+    name, grid = draw(st.sampled_from([*SAMPLERS])), draw(st.sampled_from([*GRIDS]))
+    known = [
+        option
+        for make in (SAMPLERS[name], GRIDS[grid])
+        for option in list(inspect.signature(make).parameters)[2:]
+    ]
+    words = st.sampled_from(["x0", "eps", "true", "false", "exact", "bh1", "bh2", "1", "2", "3"])
+    option = st.tuples(st.sampled_from(known or [""]) | WORDS, NUMBERS | words).map("=".join)
+    steps = st.integers(-2, 22) | st.integers()
+    if draw(st.integers(0, 9)) == 0:
+        name, grid = draw(WORDS), draw(WORDS)
+    return name, draw(steps), grid, draw(st.lists(option, max_size=2))
+
+
 PROPERTIES: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "flags": (st.lists(FLAG, min_size=1, max_size=4), on_flags),
+    "sampler": (sampler_commands(), on_sampler),
     "context": (st.tuples(CONTEXT, CLASSES), on_context),
     "config": (mutated_config(), on_config),
     "config-text": (mutated(json.dumps(Config().to_dict()).encode()), on_config_text),

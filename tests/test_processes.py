@@ -50,7 +50,7 @@ def test_in_one_process_everything_is_local() -> None:
 
 
 def test_scattered_arrays_are_gathered() -> None:
-    tree = {"a": np.arange(12.0).reshape(4, 3), "b": None}
+    tree = {"a": np.arange(12, dtype=np.float32).reshape(4, 3), "b": None}
     on_devices = jax.device_put(
         parallel.scatter(tree, jax.devices()[:4]),
         parallel.replicate(0, jax.devices()[:4]).sharding,
@@ -94,7 +94,8 @@ def test_an_error_of_one_process_ends_both(tmp_path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_job_within_a_minute(tmp_path, victim: int, how: int) -> None:
-    jobs = begin(tmp_path, ("--epochs=100000",), ("--epochs=100000",))
+    long = ("--epochs=100000", "--save_every=100000")
+    jobs = begin(tmp_path, long, long)
     metrics = tmp_path / "run" / "metrics.jsonl"
     try:
         deadline = time.monotonic() + 200
@@ -105,10 +106,11 @@ def test_a_lost_process_ends_the_job_within_a_minute(tmp_path, victim: int, how:
         os.kill(jobs[victim].pid, how)
         lost = time.monotonic()
         output = jobs[1 - victim].communicate(timeout=60)[0]
+        print(f"ended after {time.monotonic() - lost:.1f} s")
     finally:
         for job in jobs:
             job.kill()
-            job.wait()
+            job.communicate()  # closes its pipe
     assert time.monotonic() - lost < 60
     assert jobs[1 - victim].returncode not in (0, 2)
     assert any(words in output for words in ("another one was lost", "another task died")), output
