@@ -155,6 +155,7 @@ class TrainingConfig:
             at_least(name, getattr(self, name), 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed}: it must be in 0..{2**32 - 1}")
+        at_most("epochs", self.epochs, 10**6)
         at_most("batch_size", self.batch_size, 2**16)
         at_most("warmup_steps", self.warmup_steps, 2**31 - 1)
         if not 0 < self.learning_rate < math.inf:

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffusion_jax.typing import InputError, choose
 
 AXIS = "data"  # the mapped axis: each device holds a part of the batch
+CORES = 1024  # the most CPU devices
 PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
 MESSAGE = 2000  # the most bytes of an error that processes tell each other
 
@@ -26,8 +27,8 @@ def use_cpu_cores(count: int | None = None) -> None:
     XLA runs a small convolution on one core only. Call it before JAX starts; it does not matter
     where JAX finds accelerators.
     """
-    if count is not None and count < 1:
-        raise InputError(f"cpu_devices={count}: it must be at least 1")
+    if count is not None and not 1 <= count <= CORES:
+        raise InputError(f"cpu_devices={count}: it must be at least 1, at most {CORES}")
     jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
 
 

@@ -65,7 +65,7 @@ def sample(
     if not 0 <= seed < 2**32:
         raise InputError(f"seed={seed}: it must be in 0..{2**32 - 1}")
     devices = list(devices or first_devices(jax.device_count()))
-    batch_size = batch_size or n
+    batch_size = min(batch_size or n, n)
     batch_size += -batch_size % len(devices)
     run = _compiled(
         model.network,

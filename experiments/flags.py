@@ -94,7 +94,7 @@ def _run_job(main: Callable[[], None]) -> None:
     try:
         main()
         parallel.wait_for_all()
-    except InputError:
+    except (InputError, SystemExit):
         raise
     except BaseException as error:
         traceback.print_exc()

@@ -30,6 +30,7 @@ from diffusion_jax.typing import InputError
 from experiments.flags import FLAGS, define_devices, define_processes, describe, options, run, say
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
+LARGEST = 1_000_000  # the most images of one call
 COLUMNS = 16  # the widest row of a picture
 
 define_devices()
@@ -103,7 +104,7 @@ def choose_samplers(settings: Any) -> list[tuple[str, int]]:
         return [(FLAGS.sampler, steps)]
     pairs = [text.partition(":") for text in FLAGS.compare]
     for name, _, steps in pairs:
-        if steps and not steps.isdecimal():
+        if steps and not (steps.isdecimal() and len(steps) < 10):
             raise InputError(f"compare={name}:{steps}: write samplers as ddpm:500,ddim:25")
     return [(name, int(steps) if steps else steps_of(name)) for name, _, steps in pairs]
 
@@ -144,6 +145,8 @@ def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
         n = 8 * len(labels) if len(labels) > 1 else 32
     if n < len(labels):
         raise InputError(f"n={n}: it must be at least {len(labels)}, one image for each context")
+    if n > LARGEST:
+        raise InputError(f"n={n}: it must be at most {LARGEST}")
     if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
         raise InputError(f"batch_size={FLAGS.batch_size}: it must be at least 1")
     owner = np.arange(n) * len(labels) // n

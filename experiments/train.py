@@ -69,9 +69,9 @@ def main() -> None:
         f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
         f"{length.steps} steps of {length.batch_size} on {describe(devices)}"
     )
-    if parallel.is_first():
-        checkpoints.write_config(folder, settings.to_dict())
-    parallel.wait_for_all()
+    with parallel.alike():
+        if parallel.is_first():
+            checkpoints.write_config(folder, settings.to_dict())
     with checkpoints.open_checkpoints(folder, FLAGS.keep) as manager:
         state = resume(folder, manager, settings, length, devices)
         if int(state.step) == length.steps:
@@ -124,8 +124,9 @@ def resume(
     """The state of the newest checkpoint, or a new one."""
     state = training.init(settings, length)
     step = manager.latest_step()
-    if parallel.is_first():
-        metrics.truncate(folder / "metrics.jsonl", step or 0)
+    with parallel.alike():
+        if parallel.is_first():
+            metrics.truncate(folder / "metrics.jsonl", step or 0)
     if step is None:
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))

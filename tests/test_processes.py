@@ -38,6 +38,12 @@ def test_processes_that_cannot_be_are_named(given, message) -> None:
         parallel.start_processes(*given)
 
 
+@pytest.mark.parametrize("count", [-1, 0, 1025, 10**12])
+def test_cpu_devices_that_cannot_be_are_named(count: int) -> None:
+    with pytest.raises(InputError, match=f"^cpu_devices={count}: it must be at least 1, at most"):
+        parallel.use_cpu_cores(count)
+
+
 def test_in_one_process_everything_is_local() -> None:
     assert parallel.is_first()
     assert parallel.agree(7) == 7
