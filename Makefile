@@ -2,11 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := checkpoints/demo
+CLUSTER := checkpoints/cluster_demo
 
-.PHONY: help demo train sample test test-slow test-peers lint clean
+.PHONY: help demo cluster-demo train sample test test-slow test-peers lint clean
 
 help:
 	@echo "make demo        install, train a small model, sample it by DDIM and DDPM (minutes)"
+	@echo "make cluster-demo  train in 2 processes, compare with one (minutes)"
 	@echo "make test        install, run all tests"
 	@echo "make test-slow   the tests that take minutes"
 	@echo "make test-peers  install PyTorch and diffusers, compare with them"
@@ -18,6 +20,9 @@ demo: .venv/base
 	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddim --steps=25
 	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddpm --steps=500
 	@echo "Look at $(RUN)/report.html and $(RUN)/samples/"
+
+cluster-demo: .venv/base
+	$(BIN)/python -m experiments.cluster_demo --out=$(CLUSTER)
 
 test: .venv/test
 	$(BIN)/python -m pytest -m "not slow and not peers"
@@ -34,7 +39,7 @@ lint: .venv/lint
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(RUN) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(RUN) $(CLUSTER) .hypothesis build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # One stamp for each set of packages in the environment; they install again when setup.cfg changes.
 .venv/bin/python:

@@ -15,27 +15,39 @@ import orbax.checkpoint as ocp
 from diffusion_jax.typing import InputError
 
 CONFIG = "config.json"
+LARGEST = 2**20  # bytes of a configuration
 ITEMS = ("model", "training")
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
-    """Store a run's configuration, whole or not at all."""
-    run.mkdir(parents=True, exist_ok=True)
+    """Store a run's configuration, whole or not at all. Raises InputError if it cannot be."""
     partial = run / f"{CONFIG}.partial"
-    partial.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(partial, run / CONFIG)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(partial, run / CONFIG)
+    except OSError as error:
+        raise InputError(f"run={str(run)!r} cannot be written: {error.strerror}") from None
 
 
 def read_config(run: Path) -> dict[str, Any]:
     """A run's stored configuration. Raises InputError if run is no run folder."""
-    if not run.is_dir():
-        raise InputError(f"run={str(run)!r}: there is no such folder")
     path = run / CONFIG
-    if not path.is_file():
+    if not os.path.isdir(run):
+        raise InputError(f"run={str(run)!r}: there is no such folder")
+    if not os.path.isfile(path):
         raise InputError(f"run={str(run)!r} is not a run: there is no {CONFIG} in it")
     try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
+        with path.open("rb") as file:
+            text = file.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise InputError(f"{path} does not hold a configuration: it is too large")
+        values = json.loads(text)
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold a configuration")

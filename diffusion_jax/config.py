@@ -4,6 +4,7 @@ The defaults are the course notes' hyperparameters. Each field's help becomes an
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ def at_least(name: str, value: float, least: float) -> None:
     """Raise InputError unless value >= least."""
     if not value >= least:
         raise InputError(f"{name}={value}: it must be at least {least}")
+
+
+def at_most(name: str, value: float, most: float) -> None:
+    """Raise InputError unless value <= most."""
+    if not value <= most:
+        raise InputError(f"{name}={value}: it must be at most {most}")
 
 
 def option(default: Any, help: str, choices: Any = None) -> Any:
@@ -54,6 +61,9 @@ class DataConfig:
         at_least("n_images", self.n_images, 1)
         at_least("data_seed", self.data_seed, 0)
         at_least("image_size", self.image_size, 0)
+        at_most("image_size", self.image_size, 1024)
+        if len(self.class_names) > 1024:
+            raise InputError(f"class_names: {len(self.class_names)} of them: at most 1024")
         if self.labels and not self.images:
             raise InputError(f"labels={self.labels!r} without images: give --images too")
         if len(set(self.class_names)) < len(self.class_names):
@@ -145,12 +155,25 @@ class TrainingConfig:
             at_least(name, getattr(self, name), 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed}: it must be in 0..{2**32 - 1}")
-        if not self.learning_rate > 0:
-            raise InputError(f"learning_rate={self.learning_rate}: it must be above 0")
+        at_most("epochs", self.epochs, 10**6)
+        at_most("batch_size", self.batch_size, 2**16)
+        at_most("warmup_steps", self.warmup_steps, 2**31 - 1)
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate={self.learning_rate}: it must be above 0, and finite")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay={self.ema_decay}: it must be in [0, 1)")
         if not 0 <= self.keep_probability <= 1:
             raise InputError(f"keep_probability={self.keep_probability}: it must be in [0, 1]")
+
+
+def _is_like(value: Any, default: Any, name: str) -> bool:
+    """Whether a value from JSON has the type of a field: of floats, whole numbers will do."""
+    if isinstance(default, tuple):
+        of = 0.0 if name == "class_frequencies" else ""
+        return isinstance(value, tuple) and all(_is_like(part, of, name) for part in value)
+    if isinstance(default, float):
+        return type(value) in (int, float) and abs(value) < 1e300
+    return type(value) is type(default)
 
 
 @dataclass(frozen=True)
@@ -180,7 +203,7 @@ class Config:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_dict(values: dict[str, dict[str, Any]], source: str) -> "Config":
+    def from_dict(values: dict[str, Any], source: str) -> "Config":
         """The inverse of to_dict. Raises InputError naming source and the fields that differ."""
         groups = {}
         if surplus := values.keys() - {group.name for group in dataclasses.fields(Config)}:
@@ -197,10 +220,9 @@ class Config:
                 )
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
             for name, value in fields.items():
-                kind = type(getattr(group.default, name))
-                if not isinstance(value, (kind, int) if kind is float else kind):
-                    must = f"it must be of type {kind.__name__}"
-                    raise InputError(f"{source}: {name}={value!r}: {must}")
+                if not _is_like(value, getattr(group.default, name), name):
+                    kind = type(getattr(group.default, name)).__name__
+                    raise InputError(f"{source}: {name}={value!r}: it must be of type {kind}")
             groups[group.name] = cls(**fields)
         return Config(**groups)
 

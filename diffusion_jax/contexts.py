@@ -16,7 +16,12 @@ def parse(text: str, class_names: tuple[str, ...]) -> Float32[ndarray, "context 
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if not parts:
         raise InputError(f"context={text!r} is empty: {_advice(class_names)}")
-    return np.array([_vector(part, class_names) for part in parts], np.float32)
+    with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
+        vectors = np.array([_vector(part, class_names) for part in parts], np.float32)
+    for part, vector in zip(parts, vectors, strict=True):
+        if not np.all(np.isfinite(vector)):
+            raise InputError(f"context {part!r} is too large for float32: take numbers around 1")
+    return vectors
 
 
 def by_class(class_names: tuple[str, ...]) -> dict[str, Float32[ndarray, "feature"]]:
@@ -52,5 +57,7 @@ def _number(text: str) -> float | None:
 
 
 def _advice(class_names: tuple[str, ...]) -> str:
+    if not class_names:
+        return "this model has no classes: write none"
     names = ", ".join(class_names)
     return f"write {len(class_names)} numbers, or names of {names}, such as {class_names[0]}=0.6"

@@ -1,16 +1,24 @@
-"""Devices: choosing them, and running a function that is written for one of them on all."""
+"""Devices: choosing them, and running a function that is written for one of them on all.
+
+The devices may belong to several processes, on several hosts, each of which runs the same program.
+"""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_jax.typing import InputError, choose
 
 AXIS = "data"  # the mapped axis: each device holds a part of the batch
+CORES = 1024  # the most CPU devices
+PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
+MESSAGE = 2000  # the most bytes of an error that processes tell each other
 
 
 def use_cpu_cores(count: int | None = None) -> None:
@@ -19,27 +27,122 @@ def use_cpu_cores(count: int | None = None) -> None:
     XLA runs a small convolution on one core only. Call it before JAX starts; it does not matter
     where JAX finds accelerators.
     """
-    if count is not None and count < 1:
-        raise InputError(f"cpu_devices={count}: it must be at least 1")
+    if count is not None and not 1 <= count <= CORES:
+        raise InputError(f"cpu_devices={count}: it must be at least 1, at most {CORES}")
     jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
 
 
-def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device]:
-    """The first count local devices; by default as many as divide the batch into equal parts.
+def start_processes(
+    coordinator: str, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join a job of several processes. Call it before JAX starts, in each of them.
 
+    coordinator: HOST:PORT of process 0; "auto" finds it and the numbers as JAX does, from Slurm,
+    Open MPI, Kubernetes or a TPU pod.
+    Raises InputError for what cannot be. When a process is lost later, JAX ends the others.
+    """
+    given: dict[str, Any] = {}
+    if coordinator != "auto":
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(f"coordinator={coordinator!r}: it must be HOST:PORT, or auto")
+        if num_processes is None or process_id is None:
+            raise InputError(f"coordinator={coordinator}: give --num_processes and --process_id")
+        if not 0 <= process_id < num_processes:
+            raise InputError(
+                f"process_id={process_id}, num_processes={num_processes}: "
+                "processes are numbered from 0"
+            )
+        given = dict(
+            coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+        )
+    elif num_processes is not None or process_id is not None:
+        raise InputError("coordinator=auto finds num_processes and process_id: leave them out")
+    try:
+        jax.distributed.initialize(
+            **given,
+            heartbeat_timeout_seconds=PATIENCE,
+            shutdown_timeout_seconds=PATIENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"coordinator={coordinator}: cannot join the job: {error}") from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
+    """Raise in all processes the InputError that the body raises in any, and wait for all.
+
+    what: gives a value after the body that must be the same in all processes, such as a checksum.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    fault = ""
+    try:
+        yield
+    except InputError as error:
+        fault = str(error) or "InputError"
+    told = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
+    for number, row in enumerate(multihost_utils.process_allgather(told)):
+        if said := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise InputError(said if said == fault else f"process {number}: {said}")
+    if what is not None:
+        values = multihost_utils.process_allgather(np.uint32(what()))
+        if np.any(values != values[0]):
+            raise InputError("the processes have different settings or data: start them alike")
+
+
+def agree(value: int) -> int:
+    """The value that the first process has, in all."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def wait_for_all() -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("wait_for_all")
+
+
+def first_devices(count: int) -> list[jax.Device]:
+    """Up to count devices, at least one, equally many of each process."""
+    processes = jax.process_count()
+    part = max(1, min(count // processes, _devices_each()))
+    return [device for process in range(processes) for device in jax.local_devices(process)[:part]]
+
+
+def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device]:
+    """The first count devices; by default as many as divide the batch into equal parts.
+
+    In a job of several processes, each gives equally many.
     Raises InputError if a count is asked for that is not there or does not divide batch_size.
     """
-    available = jax.local_devices()
+    processes = jax.process_count()
+    available = processes * _devices_each()
+    counts = range(processes, available + 1, processes)
     if count is None:
-        count = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
-    if not 1 <= count <= len(available):
-        raise InputError(f"devices={count}: this machine has {len(available)}")
+        count = max((n for n in counts if batch_size % n == 0), default=processes)
+    if count not in counts:
+        where = "this machine has" if processes == 1 else f"these {processes} processes have"
+        must = "" if processes == 1 else ", and each must give equally many"
+        raise InputError(f"devices={count}: {where} {available}{must}")
     if batch_size % count:
         raise InputError(
             f"batch_size={batch_size} is not divisible by devices={count}: "
             f"take {batch_size + -batch_size % count} images, or another number of devices"
         )
-    return available[:count]
+    return first_devices(count)
+
+
+def _devices_each() -> int:
+    """The devices that every process has."""
+    return min(len(jax.local_devices(process)) for process in range(jax.process_count()))
 
 
 def data_parallel(
@@ -49,15 +152,18 @@ def data_parallel(
     *,
     devices: Sequence[jax.Device],
     donate: Sequence[int] = (),
-    how: str = "pmap",
+    how: str | None = None,
 ) -> Callable:
     """Compile fn, written for one device, for all of them.
 
     in_axes: 0 for an argument whose leading axis is the device, None for one that all share;
     out_axes the same for what is returned (None: equal on all devices, reduced over AXIS by fn).
-    how: "pmap", or "shard_map" for jobs of several processes: the same numbers by either.
+    how: "pmap", or "shard_map", which jobs of several processes need: the same numbers by either.
+    By default pmap where it can be.
     """
     mappers = {"pmap": _pmap, "shard_map": _shard_map}
+    if how is None:
+        how = "shard_map" if _several(devices) else "pmap"
     return choose(mappers, "how", how)(fn, tuple(in_axes), out_axes, devices, tuple(donate))
 
 
@@ -95,8 +201,46 @@ def _shard_map(fn, in_axes, out_axes, devices, donate):  # type: ignore[no-untyp
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Put a tree of arrays on every device, whole."""
-    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
+    """Put a tree of arrays on every device, whole. Every process has the whole tree."""
+    return _place(tree, devices, PartitionSpec())
+
+
+def scatter(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Put element i of every leaf's leading axis on device i. Every process has the whole tree.
+
+    In one process the mapped function does it.
+    """
+    return _place(tree, devices, PartitionSpec(AXIS)) if _several(devices) else tree
+
+
+def gather(tree: Any) -> Any:
+    """Arrays as whole NumPy arrays, in every process."""
+    return jax.tree.map(_to_host, tree)
+
+
+def _to_host(leaf: Any) -> np.ndarray:
+    if leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+
+def _place(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec) -> Any:
+    sharding = NamedSharding(_mesh(devices), spec)
+    if not _several(devices):
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+            return leaf
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(place, tree)
+
+
+def _several(devices: Sequence[jax.Device]) -> bool:
+    """Whether the devices are of several processes."""
+    return len({device.process_index for device in devices}) > 1
 
 
 def split(tree: Any, count: int) -> Any:

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_jax import checkpoints
+from diffusion_jax import checkpoints, parallel
 from diffusion_jax.config import Config
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Variables
@@ -31,7 +31,7 @@ def load_model(run: str | Path, step: int | None = None) -> Model:
     run = Path(run)
     config = load_config(run)
     network = config.network.build()
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    here = parallel.replicate(0, parallel.first_devices(1)).sharding
     shapes = checkpoints.template(variable_shapes(network), here)
     variables = checkpoints.restore_model(run, shapes, step)
     return Model(config, network, config.diffusion.build(), variables)

@@ -20,7 +20,15 @@ from diffusion_jax.denoisers import (
     known,
     network_denoiser,
 )
-from diffusion_jax.parallel import data_parallel, merge, replicate, split
+from diffusion_jax.parallel import (
+    data_parallel,
+    first_devices,
+    gather,
+    merge,
+    replicate,
+    scatter,
+    split,
+)
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
@@ -63,7 +71,7 @@ def sample(
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
     rows: int | None = None,
-    how: str = "pmap",
+    how: str | None = None,
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -82,8 +90,8 @@ def sample(
     if isinstance(guidance, int | float):
         guidance = Guidance(guidance)
     _check(model, n, guidance, worse, threshold, start, mask, seed)
-    devices = list(devices or jax.local_devices())
-    batch_size = batch_size or n
+    devices = list(devices or first_devices(jax.device_count()))
+    batch_size = min(batch_size or n, n)
     batch_size += -batch_size % len(devices)
     run = _compiled(
         model.network,
@@ -116,8 +124,8 @@ def sample(
         ids = np.arange(first, first + batch_size, dtype=np.uint32)
         at = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
         each = (ids, context[at], start.images[at], None if mask is None else mask[at])
-        images, kept = run(*shared, *split(each, len(devices)))
-        parts.append((merge(np.asarray(images)), None if kept is None else _merge_frames(kept)))
+        images, kept = gather(run(*shared, *scatter(split(each, len(devices)), devices)))
+        parts.append((merge(images), None if kept is None else _merge_frames(kept)))
     images = np.concatenate([images for images, _ in parts])[:n]
     if mask is not None:
         images = np.where(mask == 1, start.images, images)
@@ -134,7 +142,7 @@ def _compiled(
     timesteps: int,
     threshold: str,
     devices: tuple[jax.Device, ...],
-    how: str,
+    how: str | None,
 ) -> Any:
     def on_one_device(
         variables: tuple[Variables, Variables],
@@ -214,9 +222,9 @@ def check_alike(model: Model, other: Model) -> None:
     require(ours == theirs, f"the other model was trained on {theirs}: it must be {ours}")
 
 
-def _merge_frames(kept: Array) -> np.ndarray:
+def _merge_frames(kept: np.ndarray) -> np.ndarray:
     """(device, F, part, ...) -> (F, batch, ...)."""
-    return np.stack([merge(frame) for frame in np.moveaxis(np.asarray(kept), 1, 0)])
+    return np.stack([merge(frame) for frame in np.moveaxis(kept, 1, 0)])
 
 
 def _check_context(model: Model, n: int, context: np.ndarray | None) -> np.ndarray:

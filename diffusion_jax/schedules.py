@@ -15,6 +15,7 @@ from numpy import ndarray
 from diffusion_jax.typing import InputError, Level, choose
 
 Real: TypeAlias = float | ndarray
+STEPS = 1_000_000  # the longest schedule
 
 
 def variance_preserving(ratio: Real) -> Real:
@@ -262,8 +263,8 @@ def _from_alpha_bar(alpha_bar: ndarray, beta_limit: float) -> NoiseSchedule:
 
 
 def _check(steps: int, beta_min: float = 1e-4, beta_max: float = 0.02) -> None:
-    if steps < 1:
-        raise InputError(f"a schedule of {steps} steps: it must have at least 1")
+    if not 1 <= steps <= STEPS:
+        raise InputError(f"a schedule of {steps} steps: it must have at least 1, at most {STEPS}")
     if not 0 < beta_min <= beta_max < 1:
         raise InputError(
             f"beta_min={beta_min}, beta_max={beta_max}: they must obey 0 < beta_min <= beta_max < 1"

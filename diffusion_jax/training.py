@@ -16,7 +16,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.data.batches import indices
 from diffusion_jax.losses import NOISINGS, mean_squared_error
 from diffusion_jax.optimizers import Length
-from diffusion_jax.parallel import AXIS, data_parallel, replicate
+from diffusion_jax.parallel import AXIS, agree, data_parallel, replicate, scatter
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import init_variables
 from diffusion_jax.typing import Context, Images, Level, Pixels, Variables
@@ -120,7 +120,7 @@ def train_step(config: Config, length: Length) -> Callable:
 
 
 def train_chunk(
-    config: Config, length: Length, devices: Sequence[jax.Device], how: str
+    config: Config, length: Length, devices: Sequence[jax.Device], how: str | None
 ) -> Callable:
     """Compiled (state, images, labels, indices, count) -> (state, losses): count steps at once.
 
@@ -160,7 +160,7 @@ def fit(
     devices: Sequence[jax.Device],
     *,
     stops: Iterable[int] = (),
-    how: str = "pmap",
+    how: str | None = None,
     seconds: float = 1.0,
 ) -> Iterator[Chunk]:
     """Train from state to the end of the run, in dispatches of about so many seconds.
@@ -178,14 +178,15 @@ def fit(
         begin = time.perf_counter()
         order = indices(config.training.seed, len(images), length.batch_size, step, CHUNK)
         by_device = np.stack(np.split(order, len(devices), axis=1))
-        state, losses = run(state, *dataset, by_device, np.int32(count))
+        part = scatter(by_device, devices)
+        state, losses = run(state, *dataset, part, np.int32(count))
         losses = np.asarray(losses)[:count]
         elapsed = time.perf_counter() - begin
         step += count
         yield Chunk(state, losses, elapsed)
         if step == length.steps:
             return
-        planned = int(seconds * count / elapsed) if count else 1
+        planned = agree(int(seconds * count / elapsed) if count else 1)
         end = next(end for end in ends if end > step)
         count = int(np.clip(planned, 1, min(CHUNK, end - step)))
 

@@ -1,7 +1,9 @@
 """Flags shared by the apps: the configuration's fields as flags, and errors as one line."""
 
 import dataclasses
+import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,18 @@ def guidance(settings: Config) -> dict[str, Any]:
     return {"guidance": check_guidance(chosen), "worse": worse, "threshold": FLAGS.threshold}
 
 
+def define_processes() -> None:
+    """Define --coordinator, --num_processes and --process_id."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "for a job of several processes: HOST:PORT of process 0, or auto, to find it and the "
+        "numbers from Slurm, Open MPI, Kubernetes or the TPU pod",
+    )
+    flags.DEFINE_integer("num_processes", None, "how many processes the job has")
+    flags.DEFINE_integer("process_id", None, "the number of this process, from 0")
+
+
 def run(main: Callable[[], None]) -> None:
     """Run an app. What the user gave wrong ends it with one line and exit code 2."""
 
@@ -99,11 +113,49 @@ def run(main: Callable[[], None]) -> None:
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
-            main()
+            if "coordinator" in FLAGS and _is_job():
+                _run_job(main)
+            else:
+                main()
         except InputError as error:
             _stop(error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _is_job() -> bool:
+    """Whether the flags ask for a job of several processes."""
+    given = [name for name in ("num_processes", "process_id") if FLAGS[name].value is not None]
+    if given and not FLAGS.coordinator:
+        raise InputError(f"{given[0]}={FLAGS[given[0]].value}: give --coordinator too")
+    return bool(FLAGS.coordinator)
+
+
+def _run_job(main: Callable[[], None]) -> None:
+    """Run main in one process of several. One that fails leaves at once, which ends the others."""
+    parallel.start_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+    try:
+        main()
+        parallel.wait_for_all()
+    except (InputError, SystemExit):
+        raise
+    except BaseException as error:
+        traceback.print_exc()
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(
+            f"error: this process of {jax.process_count()} stops, as it failed or another one "
+            f"was lost: {what}",
+            file=sys.stderr,
+            flush=True,
+        )
+        sys.stdout.flush()
+        os._exit(1)  # an orderly end would wait for the others
+
+
+def say(text: str) -> None:
+    """Print, in the first process of a job."""
+    if parallel.is_first():
+        print(text, flush=True)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -129,6 +181,8 @@ def _option(text: str) -> tuple[str, Any]:
     """An option's name and value: a number, true, false or a word."""
     name, equals, word = text.partition("=")
     require(name and equals and word, f"options={text}: write them as order=3,rule=exact")
+    required = ("name", "schedule", "steps", "grid")  # of samplers.build
+    require(name not in required, f"options={text}: {name} is no option of a sampler")
     if word in ("true", "false"):
         return name, word == "true"
     for kind in (int, float):
@@ -191,4 +245,5 @@ def folder(name: str, default: Path) -> Path:
 def describe(devices: Sequence[jax.Device]) -> str:
     """Devices in words: "2 CPU cores", "1 NVIDIA H100"."""
     kind = "CPU cores" if devices[0].platform == "cpu" else devices[0].device_kind
-    return f"{len(devices)} {kind}"
+    processes = len({device.process_index for device in devices})
+    return f"{len(devices)} {kind}" + (f" of {processes} processes" if processes > 1 else "")

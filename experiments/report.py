@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import contexts, metrics, pictures, samplers
+from diffusion_jax.parallel import is_first
 from diffusion_jax.reports import Section, gallery, picture, table, write_report
 from diffusion_jax.runs import Model
 from diffusion_jax.sampling import frame_rows, sample
@@ -38,10 +39,10 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
         sections.append(Section(f"{title}: the denoising", body))
     sections += [loss_section(run), Section("Configuration", table(model.config.to_dict()))]
     sections.append(Section("Versions", table({name: version(name) for name in VERSIONS})))
-    write_report(
-        run / "report.html", title=f"Run {run.name}", summary=summary(run, model), sections=sections
-    )
-    return run / "report.html"
+    path = run / "report.html"
+    if is_first():
+        write_report(path, title=f"Run {run.name}", summary=summary(run, model), sections=sections)
+    return path
 
 
 def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:

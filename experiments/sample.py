@@ -21,7 +21,7 @@ from absl import flags
 
 from diffusion_jax import contexts, pictures, samplers
 from diffusion_jax.grids import GRIDS
-from diffusion_jax.parallel import choose_devices
+from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
@@ -30,18 +30,22 @@ from experiments.flags import (
     FLAGS,
     define_devices,
     define_guidance,
+    define_processes,
     describe,
     guidance,
     options,
     run,
+    say,
 )
 from experiments.flags import folder as output_folder
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
+LARGEST = 1_000_000  # the most images of one call
 COLUMNS = 16  # the widest row of a picture
 
 define_devices()
 define_guidance()
+define_processes()
 flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
 flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
@@ -81,16 +85,16 @@ class Timed(NamedTuple):
 def main() -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(FLAGS.run)
-    settings = load_config(folder)
-    names, context = choose_contexts(settings)
-    wrappers = guidance(settings)
-    plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
-    out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
-    count = FLAGS.devices
-    devices = None if count is None else choose_devices(max(count, 1), count)
+    with alike():
+        settings = load_config(folder)
+        names, context = choose_contexts(settings)
+        wrappers = guidance(settings)
+        plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
+        out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
+        count = FLAGS.devices
+        devices = first_devices(len(context)) if count is None else choose_devices(count, count)
     model = load_model(folder, FLAGS.step)
-    devices = devices or jax.local_devices()[: len(context)]
-    print(f"{folder}: {len(context)} images on {describe(devices)}")
+    say(f"{folder}: {len(context)} images on {describe(devices)}")
     if FLAGS.compare:
         compare(out, model, plans, names, context, devices, wrappers)
     else:
@@ -108,7 +112,7 @@ def choose_samplers(settings: Any) -> list[tuple[str, int]]:
         return [(FLAGS.sampler, steps)]
     pairs = [text.partition(":") for text in FLAGS.compare]
     for name, _, steps in pairs:
-        if steps and not steps.isdecimal():
+        if steps and not (steps.isdecimal() and len(steps) < 10):
             raise InputError(f"compare={name}:{steps}: write samplers as ddpm:500,ddim:25")
     return [(name, int(steps) if steps else steps_of(name)) for name, _, steps in pairs]
 
@@ -141,6 +145,8 @@ def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
         n = 8 * len(labels) if len(labels) > 1 else 32
     if n < len(labels):
         raise InputError(f"n={n}: it must be at least {len(labels)}, one image for each context")
+    if n > LARGEST:
+        raise InputError(f"n={n}: it must be at most {LARGEST}")
     if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
         raise InputError(f"batch_size={FLAGS.batch_size}: it must be at least 1")
     owner = np.arange(n) * len(labels) // n
@@ -195,10 +201,12 @@ def draw(
         frames = frame_rows(table, model.schedule.steps, FLAGS.frames)
     samples, seconds, compilation = timed(model, table, context, devices, wrappers, frames)
     n = len(context)
-    print(
+    say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
     )
+    if not is_first():
+        return
     out.mkdir(parents=True, exist_ok=True)
     np.save(out / "samples.npy", samples.images)
     layout = {"scaling": FLAGS.scaling, "columns": columns(names)}
@@ -209,7 +217,7 @@ def draw(
         moving = np.stack([by_rows(frame, names) for frame in samples.frames])
         pictures.save_gif(out / "denoising.gif", moving, scale=3, **layout)
         pictures.save_html(out / "denoising.html", moving, scale=3, **layout)
-    print(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+    say(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
 
 
 def compare(
@@ -222,23 +230,25 @@ def compare(
     wrappers: dict[str, Any],
 ) -> None:
     """Time samplers one after the other, and show what they draw from the same noise."""
-    print(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
+    say(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
     rows, slowest = {}, 0.0
     for label, table in plans:
         samples, seconds, compilation = timed(model, table, context, devices, wrappers)
         slowest = max(slowest, seconds)
         rate = len(context) / seconds
-        print(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
+        say(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
         rows[label] = (samples.images, seconds)
     for label, (_, seconds) in rows.items():
-        print(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+        say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+    if not is_first():
+        return
     wide = min(COLUMNS, len(context))
     first = np.linspace(0, len(context) - 1, wide).astype(int)  # some of every context
     images = np.concatenate([images[first] for images, _ in rows.values()])
     sheet = pictures.grid(images, labels=list(rows), columns=wide, scaling=FLAGS.scaling)
     path = out / f"compare-{'-'.join(rows)}.png"
     pictures.save_png(path, sheet)
-    print(f"written: {path}")
+    say(f"written: {path}")
 
 
 def columns(names: dict[str, int]) -> int:

@@ -8,8 +8,10 @@ The run folder holds config.json, the checkpoints, metrics.jsonl and report.html
 continues a run that was stopped.
 """
 
+import json
 import math
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +27,21 @@ from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.training import Chunk, TrainState
 from diffusion_jax.typing import InputError
-from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
+from experiments.flags import (
+    FLAGS,
+    config,
+    define_config,
+    define_devices,
+    define_processes,
+    describe,
+    run,
+    say,
+)
 from experiments.report import write_run_report
 
 define_config()
 define_devices()
+define_processes()
 flags.DEFINE_string("run", None, "the run folder; by default checkpoints/PRESET")
 flags.DEFINE_integer(
     "save_every",
@@ -47,24 +59,27 @@ def main() -> None:
     if FLAGS.save_every is not None:
         at_least("save_every", FLAGS.save_every, 1)
     folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
-    dataset = data.load(config().data)
-    settings = fill_in(config(), dataset)
-    check_folder(folder, settings)
-    devices = parallel.choose_devices(settings.training.batch_size, FLAGS.devices)
+    with parallel.alike(lambda: checksum(settings, dataset)):
+        dataset = data.load(config().data)
+        settings = fill_in(config(), dataset)
+        check_folder(folder, settings)
+        devices = parallel.choose_devices(settings.training.batch_size, FLAGS.devices)
     length = Length(len(dataset.images), settings.training.batch_size, settings.training.epochs)
-    print(
+    say(
         f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
         f"{length.steps} steps of {length.batch_size} on {describe(devices)}"
     )
-    checkpoints.write_config(folder, settings.to_dict())
+    with parallel.alike():
+        if parallel.is_first():
+            checkpoints.write_config(folder, settings.to_dict())
     with checkpoints.open_checkpoints(folder, FLAGS.keep) as manager:
         state = resume(folder, manager, settings, length, devices)
         if int(state.step) == length.steps:
-            print(f"{folder} is complete: {length.steps} steps")
+            say(f"{folder} is complete: {length.steps} steps")
         else:
             train(folder, manager, settings, dataset, state, devices, length)
     if FLAGS.report:
-        print(f"report: {write_run_report(folder, load_model(folder), devices)}")
+        say(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
 
 def fill_in(settings: Config, dataset: Dataset) -> Config:
@@ -77,6 +92,12 @@ def fill_in(settings: Config, dataset: Dataset) -> Config:
         n_cfeat=dataset.labels.shape[1],
         class_names=dataset.class_names,
     )
+
+
+def checksum(settings: Config, dataset: Dataset) -> int:
+    """A number that tells whether the processes of a job have the same settings and data."""
+    settings_sum = zlib.crc32(json.dumps(settings.to_dict()).encode())
+    return zlib.crc32(dataset.labels.tobytes(), zlib.crc32(dataset.images.tobytes(), settings_sum))
 
 
 def length_in_bits(n_images: int, settings: Config) -> float:
@@ -103,13 +124,15 @@ def resume(
     """The state of the newest checkpoint, or a new one."""
     state = training.init(settings, length)
     step = manager.latest_step()
-    metrics.truncate(folder / "metrics.jsonl", step or 0)
+    with parallel.alike():
+        if parallel.is_first():
+            metrics.truncate(folder / "metrics.jsonl", step or 0)
     if step is None:
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))
     shapes = checkpoints.template(state, shardings)
     items = checkpoints.restore(manager, step, model=shapes.ema, training=shapes._replace(ema=None))
-    print(f"continuing from step {step}")
+    say(f"continuing from step {step}")
     return TrainState(*items["training"])._replace(ema=items["model"])
 
 
@@ -127,7 +150,8 @@ def train(
     epochs = range(save_every, length.epochs, save_every)
     saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
     begin = time.perf_counter()
-    with tqdm(total=length.steps, initial=int(state.step), unit="step", desc="training") as bar:
+    shown = {"unit": "step", "desc": "training", "disable": not parallel.is_first()}
+    with tqdm(total=length.steps, initial=int(state.step), **shown) as bar:
         for chunk in training.fit(
             settings, dataset.images, dataset.labels, state, devices, stops=saves
         ):
@@ -137,7 +161,7 @@ def train(
                 stored = chunk.state._replace(ema=None)
                 checkpoints.save(manager, step, chunk.state.ema, stored)
                 manager.wait_until_finished()
-    print(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
+    say(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
 
 
 def log(folder: Path, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
@@ -156,7 +180,8 @@ def log(folder: Path, chunk: Chunk, step: int, length: Length, bar: tqdm) -> Non
         {"step": step - count + 1 + i, "epoch": epoch[i], "loss": float(loss)}
         for i, loss in enumerate(chunk.losses)
     ]
-    metrics.append(folder / "metrics.jsonl", records)
+    if parallel.is_first():
+        metrics.append(folder / "metrics.jsonl", records)
     rate = count * length.batch_size / chunk.seconds
     bar.update(count)
     bar.set_postfix_str(f"loss {np.mean(chunk.losses):.4f}, {rate:,.0f} images/s")

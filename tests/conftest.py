@@ -1,5 +1,8 @@
 """All tests: 8 CPU devices, strict promotion of types, shapes checked, warnings as errors."""
 
+from collections import Counter
+from typing import Any
+
 import jax
 from jaxtyping import install_import_hook
 
@@ -9,3 +12,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("diffusion_jax", f"{checker.__name__}.check")
+
+TRIED: Counter[str] = Counter()  # by the tests of hostile input
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many hostile inputs there were."""
+    if TRIED:
+        terminalreporter.write_line(
+            f"{TRIED['inputs']:,} generated inputs, {TRIED['refused']:,} of them refused"
+        )

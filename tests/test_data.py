@@ -115,9 +115,9 @@ def test_images_that_do_not_fit_are_named(tmp_path, images, message) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (NUMBERS[:5], r"6 images but labels of shape \(5, 3\).*one row of labels for each image"),
+        (NUMBERS[:5], r"6 images but labels of shape \(5,\).*one row of labels for each image"),
         (np.zeros((7, 3)), r"6 images but labels of shape \(7, 3\)"),
-        (np.zeros(0), r"6 images but labels of shape \(0, 1\)"),
+        (np.zeros(0), r"6 images but labels of shape \(0,\)"),
         (np.int64(3), r"labels of shape \(\): they must be \(N, features\)"),
         (np.zeros((N, 3, 1)), r"labels of shape \(6, 3, 1\): they must be \(N, features\)"),
         (np.full((N, 3), np.nan), "labels must be finite numbers, some are NaN or infinite"),

@@ -17,6 +17,15 @@ class Dataset(NamedTuple):
     class_names: tuple[str, ...]
 
 
+def check_rows(n_images: int, labels: ndarray, source: str) -> None:
+    """Raise InputError unless there is one row of labels for each image."""
+    if len(labels) != n_images:
+        raise InputError(
+            f"{source}: {n_images} images but labels of shape {labels.shape}: "
+            "there must be one row of labels for each image"
+        )
+
+
 def check(dataset: Dataset, source: str) -> Dataset:
     """Return the data set if it can be trained on. Raises InputError naming source and fault."""
     images, labels, names = dataset
@@ -33,11 +42,7 @@ def check(dataset: Dataset, source: str) -> Dataset:
         )
     if not len(images):
         raise InputError(f"{source}: there are no images in it")
-    if labels.ndim != 2 or len(labels) != len(images):
-        raise InputError(
-            f"{source}: {len(images)} images but labels of shape {labels.shape}: "
-            "there must be one row of labels for each image"
-        )
+    check_rows(len(images), labels, source)
     if not np.all(np.isfinite(labels)):
         raise InputError(f"{source}: labels must be finite numbers, some are NaN or infinite")
     if len(names) != labels.shape[1]:

@@ -24,6 +24,7 @@ from diffusion_jax.typing import InputError
 CLASS_NAMES = ("hero", "non-hero", "food", "spell", "side-facing")
 PUBLISHED_FREQUENCIES = (8000, 32400, 6000, 35000, 8000)  # of the course's label file, 89,400
 
+LARGEST = 10**7  # images of a data set: 8 GB
 SIZE = 16
 SLOTS = "kwshmgolrabc"
 UNTINTED = "kw"
@@ -200,8 +201,8 @@ def sprites(
     classes drawn in proportion to `frequencies`.
     Raises InputError for n < 1, a seed out of range, or frequencies that are no distribution.
     """
-    if not isinstance(n, int | np.integer) or n < 1:
-        raise InputError(f"n is {n!r}; it must be an integer, 1 or more")
+    if not isinstance(n, int | np.integer) or not 1 <= n <= LARGEST:
+        raise InputError(f"n is {n!r}; it must be an integer, from 1 to {LARGEST}")
     indices = np.arange(n)
     uniform = random_bits(keys_of(indices, checked_seed(seed)), LABEL) >> np.uint64(11)
     labels = np.searchsorted(cumulative(frequencies), uniform * 2.0**-53, side="right")

@@ -30,6 +30,8 @@ NORMS: dict[str, Callable[[str | None], MakeNorm]] = {
     "group": lambda axis_name: lambda features: GroupNorm(),
 }
 
+LARGEST = 4096  # of every count: networks beyond fit no memory
+
 
 class ContextUnet(nn.Module):
     """U-Net of two levels, conditioned on the time and on a context vector.
@@ -161,7 +163,9 @@ class ContextUnet(nn.Module):
 
 
 def check_count(name: str, value: int, multiple: int = 1, least: int = 1) -> None:
-    """Raise InputError unless value is an integer, a multiple of `multiple`, and not too small."""
+    """Raise InputError unless value is an integer, a multiple of `multiple`, and in bounds."""
+    if isinstance(value, int) and value > LARGEST:
+        raise InputError(f"{name}={value}: it must be at most {LARGEST}")
     if isinstance(value, int) and value % multiple == 0 and value >= least:
         return
     of = f"a multiple of {multiple}" if multiple > 1 else "an integer"

@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """
     path = Path(path)
     decode, _ = codec(path)
+    if path.exists() and not path.is_file():  # reading a pipe or a device would not end
+        raise InputError(f"{path} is not a file of tensors alone: it is no file")
     try:
         return decode(path.read_bytes())
     except InputError:
@@ -203,6 +206,10 @@ def library(name: str) -> Any:
 def decode_torch(data: bytes) -> StateDict:
     """Decode what torch.save wrote, tensors alone."""
     torch = library("torch")
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise TypeError("is compressed, which torch.save never does")
     tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise TypeError(f"holds no flat dictionary of tensors, but a {type(tensors).__name__}")

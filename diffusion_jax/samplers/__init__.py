@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from diffusion_jax.grids import GRIDS, Grid, check
 from diffusion_jax.samplers.adams import lms, pndm
@@ -51,12 +51,14 @@ def build(
     options go to the sampler, or to the named grid. Raises InputError for what is unknown.
     """
     make = choose(SAMPLERS, "sampler", name)
-    known = _options(make)
+    own_kinds = _options(make)
     make_grid = choose(GRIDS, "grid", grid) if isinstance(grid, str) else partial(_given, grid)
-    of_grid = [option for option in _options(make_grid) if option not in known]
-    takes = ", ".join(known + of_grid) or "none"
-    for option in options:
-        require(option in takes.split(", "), f"sampler {name} takes no {option}: it takes {takes}")
+    of_grid = {key: kind for key, kind in _options(make_grid).items() if key not in own_kinds}
+    kinds = own_kinds | of_grid
+    takes = ", ".join(kinds) or "none"
+    for option, value in options.items():
+        require(option in kinds, f"sampler {name} takes no {option}: it takes {takes}")
+        _check_kind(option, value, kinds[option])
     own = {key: options.pop(key) for key in of_grid if key in options}
     return make(schedule, make_grid(schedule, steps, **own), **options)
 
@@ -66,6 +68,16 @@ def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:
     return check(grid)
 
 
-def _options(make: Callable[..., Any]) -> list[str]:
-    """The options of a sampler or of a grid, which come after its two arguments."""
-    return list(inspect.signature(make).parameters)[2:]
+def _options(make: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a sampler or of a grid, which come after its two arguments, by type."""
+    parameters = list(inspect.signature(make).parameters.values())[2:]
+    return {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def _check_kind(option: str, value: Any, kind: Any) -> None:
+    """Raise InputError unless an option has its type: a whole number may stand for a real one."""
+    kinds = tuple(get_origin(one) or one for one in get_args(kind) or (kind,))
+    wide = (*kinds, int) if float in kinds else kinds
+    right = isinstance(value, wide) and (bool in kinds or not isinstance(value, bool))
+    names = " or ".join(one.__name__ for one in kinds)
+    require(right, f"{option}={value!r}: it must be of type {names}")

@@ -1,0 +1,536 @@
+"""Input as an attacker or a tired user gives it ends in success or in one InputError.
+
+Each property is a strategy and a function that takes what it generates. A round of each is in
+`make test`; `make test-slow` has 100 times as many. How many were tried is printed at the end.
+"""
+
+import inspect
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import string
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pytest
+from absl import flags
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffusion_jax import checkpoints, contexts, metrics, parallel, samplers, schedules
+from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.data import CLASS_NAMES, Dataset, load
+from diffusion_jax.data.files import image_folder, npy_pair
+from diffusion_jax.grids import GRIDS
+from diffusion_jax.networks import torch_weights
+from diffusion_jax.runs import load_config
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.typing import InputError
+from experiments.flags import FLAGS, config, options
+from experiments.train import check_folder, fill_in  # which defines the flags
+from tests import conftest
+
+GIGABYTE = 2**30
+PATIENCE = 60  # seconds
+SETTINGS = settings(
+    deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+TINY = Dataset(np.zeros((2, 8, 8, 3), np.uint8), np.eye(2, dtype=np.float32), ("a", "b"))
+
+
+def refused(what: Callable[[], Any]) -> bool:
+    """Whether it ends in InputError with a message; count the try."""
+    conftest.TRIED["inputs"] += 1
+    try:
+        what()
+    except InputError as error:
+        conftest.TRIED["refused"] += 1
+        return bool(str(error))
+    return False
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """No test takes a gigabyte, or hangs."""
+
+    def hang(*_: Any) -> None:
+        raise TimeoutError(f"an input took over {PATIENCE} s")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * GIGABYTE, limits[1]))
+    signal.signal(signal.SIGALRM, hang)
+    yield
+    signal.alarm(0)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # in KiB
+    assert grown < GIGABYTE / 1024
+
+
+# ------------------------------------------------------------------------------------ strategies
+NUMBERS = st.one_of(
+    st.integers(-3, 100).map(str),
+    st.sampled_from(["0", "-1", "1e9", "1e309", "nan", "inf", "-inf", "0x10", "1_0", "9" * 30]),
+    st.sampled_from(["8", "9" * 5000, "1e-320", "0.5", "", " 1", "2147483648", "4294967296"]),
+    st.floats().map(str),
+    st.integers().map(str),
+)
+WORDS = st.one_of(
+    st.text(st.characters(exclude_characters="\0"), max_size=12),
+    st.sampled_from(["true", "none", "a,b", "a,a", ",", "../..", "/dev/null", "x" * 300, "\ud800"]),
+)
+VALUES = st.one_of(NUMBERS, WORDS, st.lists(NUMBERS, max_size=6).map(",".join))
+NAMES = [
+    *(name for group in Config().to_dict().values() for name in group if name != "images"),
+    *("preset", "devices", "cpu_devices", "save_every", "keep", "run", "nosuch", "coordinator"),
+]
+CHOICES = ["notes", "demo", "linear", "cosine", "flow", "x0", "v", "group", "conv", "ddpm", "batch"]
+FLAG = st.one_of(
+    st.tuples(st.sampled_from(NAMES), st.one_of(VALUES, st.sampled_from(CHOICES))).map(
+        "--%s=%s".__mod__
+    ),
+    st.sampled_from(NAMES).map("--no{}".format),
+    WORDS,
+)
+JUNK = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=4), inner)
+    ),
+    max_leaves=8,
+)
+LEAVES = [(group, name) for group, fields in Config().to_dict().items() for name in fields]
+
+
+@st.composite
+def mutated(draw: Any, whole: bytes) -> bytes:
+    """Bytes with some changed, cut, repeated or put in."""
+    data = bytearray(whole)
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(data)))
+        stop = min(len(data), start + draw(st.integers(0, 12)))
+        data[start:stop] = draw(st.one_of(st.binary(max_size=8), st.just(bytes(data[start:]))))
+    return bytes(data[: draw(st.integers(0, len(data)))] if draw(st.booleans()) else data)
+
+
+@st.composite
+def mutated_config(draw: Any) -> Any:
+    """A stored configuration with some of its fields replaced, removed or added."""
+    values = json.loads(json.dumps(Config().to_dict()))
+    for group, name in draw(st.lists(st.sampled_from(LEAVES), min_size=1, max_size=3)):
+        value = draw(st.one_of(JUNK, st.sampled_from([10**400, -1, 10**12, "demo", [[]], [None]])))
+        kind = draw(st.sampled_from(["field", "field", "field", "gone", "new", "group"]))
+        if kind == "group":
+            values[group] = value
+        elif isinstance(values.get(group), dict):
+            if kind == "gone":
+                values[group].pop(name, None)
+            else:
+                values[group]["of_a_later_version" if kind == "new" else name] = value
+    return values
+
+
+def saved(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npy(header: str, version: int, body: bytes) -> bytes:
+    """A .npy file with a header of one's own."""
+    text = header.encode("latin1", "replace")
+    size = struct.pack("<H" if version == 1 else "<I", len(text) % 2**16)
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text + body
+
+
+DTYPES = ["|u1", "|O", "<f8", "<f4", "|b1", "<U9", "|V0", "|S0", "<M8[s]", ">i8", "<c16", "u1,f4"]
+LENGTHS = st.one_of(st.integers(-2, 20), st.sampled_from([2**31, 2**62, 2**63, 10**30, True, 0.5]))
+SHAPES = st.one_of(st.lists(LENGTHS, max_size=5).map(tuple), LENGTHS, st.text(max_size=3))
+HEADERS = st.one_of(
+    st.builds(
+        lambda descr, shape, order: repr({"descr": descr, "fortran_order": order, "shape": shape}),
+        st.one_of(st.sampled_from(DTYPES), JUNK),
+        SHAPES,
+        st.sampled_from([False, True, 0, "no"]),
+    ),
+    st.text(max_size=40),
+    st.sampled_from(["(" * 9000, "{" * 300, "[]", "{'shape': (1L,)}", "\t", "1" * 5000]),
+)
+NPY = st.one_of(
+    mutated(saved(TINY.images)),
+    mutated(saved(np.arange(2))),
+    st.builds(npy, HEADERS, st.sampled_from([1, 2, 3]), st.binary(max_size=600)),
+    st.builds(
+        lambda kind, shape: saved(np.ones(shape, kind)),
+        st.sampled_from(["u1", "f8", "U1", "c8", "i4", "M8[s]", "b1"]),
+        st.lists(st.integers(0, 9), max_size=5),
+    ),
+)
+
+
+def picture(mode: str, kind: str, size: tuple[int, int] = (8, 8), **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size).save(file, kind, **options)
+    return file.getvalue()
+
+
+PICTURES = [
+    *(picture(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
+    *(picture(mode, "JPEG") for mode in ("L", "RGB", "CMYK")),
+    *(picture("RGB", kind) for kind in ("GIF", "BMP", "WEBP", "TIFF", "EPS", "PPM")),
+    picture("P", "GIF", save_all=True, append_images=[Image.new("P", (8, 8), 1)]),
+    picture("RGB", "PNG", (1, 1)),
+]
+SUFFIXES = st.sampled_from([".png", ".PNG", ".jpg", ".gif", ".bmp", ".webp", ".txt", ""])
+
+
+def tensors(header: Any, size: int | None, body: bytes) -> bytes:
+    """A .safetensors file with a header of one's own."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size % 2**64) + text + body
+
+
+TENSOR = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(
+            ["F32", "F16", "BF16", "I64", "BOOL", "F8_E4M3", "X", "U64", "C64"]
+        ),
+        "shape": st.lists(st.one_of(st.integers(-1, 4), st.just(2**62)), max_size=3),
+        "data_offsets": st.lists(st.integers(-1, 40), max_size=3),
+    }
+)
+NAME = st.sampled_from(["init_conv.conv1.0.weight", "up0.0.weight", "x", "__metadata__", ""])
+STATE = {"init_conv.conv1.0.weight": np.ones((8, 3, 3, 3), np.float32)}
+STATE_DICTS = st.one_of(
+    st.builds(
+        tensors,
+        st.one_of(st.dictionaries(NAME, TENSOR), JUNK, st.binary(max_size=30)),
+        st.one_of(st.none(), st.none(), st.integers()),
+        st.binary(max_size=64),
+    ),
+    mutated(torch_weights.encode_safetensors(STATE)),
+)
+CLASSES = st.one_of(st.just(CLASS_NAMES), st.lists(WORDS, max_size=4, unique=True).map(tuple))
+CONTEXT = st.one_of(
+    st.text(string.ascii_lowercase + "=,;. -1e9", max_size=30),
+    st.lists(
+        st.sampled_from([*CLASS_NAMES, "=", ",", ";", "none", "1e300", "1e39", "0.5", " "])
+    ).map("".join),
+)
+RECORD = {"step": 1, "epoch": 0, "loss": 0.5}
+
+
+# ------------------------------------------------------------------------------------ properties
+def on_flags(words: list[str], folder: Path) -> None:
+    """A command line of training, up to the point before the data."""
+    FLAGS.unparse_flags()
+    try:
+        FLAGS(["train", *words])
+        wanted = fill_in(config(), TINY)
+        check_folder(Path(FLAGS.run or folder), wanted)
+        parallel.choose_devices(wanted.training.batch_size, FLAGS.devices)
+    except flags.Error as error:  # the apps print it as they print an InputError
+        raise InputError(str(error)) from None
+
+
+def on_sampler(command: tuple, folder: Path) -> None:
+    """What --sampler, --steps, --grid and --options ask for."""
+    name, steps, grid, words = command
+    table = samplers.build(name, SCHEDULE, steps, grid, **options(words))
+    assert table.rows < 100 * SCHEDULE.steps
+
+
+def on_context(both: tuple[str, tuple[str, ...]], folder: Path) -> None:
+    vectors = contexts.parse(*both)
+    assert np.all(np.isfinite(vectors))
+    assert vectors.shape[1] == len(both[1])
+
+
+def on_config(values: Any, folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(values))
+    read = Config.from_dict(checkpoints.read_config(folder), "config.json")
+    assert Config.from_dict(json.loads(json.dumps(read.to_dict())), "back") == read
+
+
+def on_config_text(data: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(data)
+    Config.from_dict(checkpoints.read_config(folder), "config.json")
+
+
+def on_images(data: bytes, folder: Path) -> None:
+    (folder / "images.npy").write_bytes(data)
+    assert npy_pair(str(folder / "images.npy")).images.dtype == np.uint8
+
+
+def on_labels(data: bytes, folder: Path) -> None:
+    np.save(folder / "images.npy", TINY.images)
+    (folder / "labels.npy").write_bytes(data)
+    dataset = npy_pair(str(folder / "images.npy"), str(folder / "labels.npy"))
+    assert dataset.labels.shape[0] == 2
+    assert np.all(np.isfinite(dataset.labels))
+
+
+def on_pictures(given: tuple[bytes, str, int], folder: Path) -> None:
+    data, suffix, size = given
+    path = folder / "a" / f"x{suffix}"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    try:
+        assert image_folder(str(folder), size).images.dtype == np.uint8
+    finally:
+        path.unlink()
+
+
+def on_state_dict(data: bytes, folder: Path) -> None:
+    (folder / "x.safetensors").write_bytes(data)
+    torch_weights.infer_fields(torch_weights.read_state_dict(folder / "x.safetensors"))
+
+
+def on_metrics(lines: bytes, folder: Path) -> None:
+    path = folder / "metrics.jsonl"
+    path.write_bytes(lines)
+    metrics.truncate(path, 1)
+    assert all(record["step"] <= 1 for record in metrics.read(path))
+
+
+MUTATED_PICTURES = st.sampled_from(PICTURES).flatmap(
+    lambda data: st.one_of(st.just(data), mutated(data))
+)
+LINES = st.lists(
+    st.one_of(
+        st.just(json.dumps(RECORD).encode()),
+        mutated(json.dumps(RECORD).encode()),
+        JUNK.map(json.dumps).map(str.encode),
+    )
+).map(b"\n".join)
+SCHEDULE = schedules.build("linear", 20)
+
+
+@st.composite
+def sampler_commands(draw: Any) -> tuple[str, int, str, list[str]]:
+    """--sampler, --steps, --grid and --options, mostly of names that exist."""
+    name, grid = draw(st.sampled_from([*SAMPLERS])), draw(st.sampled_from([*GRIDS]))
+    known = [
+        option
+        for make in (SAMPLERS[name], GRIDS[grid])
+        for option in list(inspect.signature(make).parameters)[2:]
+    ]
+    words = st.sampled_from(["x0", "eps", "true", "false", "exact", "bh1", "bh2", "1", "2", "3"])
+    option = st.tuples(st.sampled_from(known or [""]) | WORDS, NUMBERS | words).map("=".join)
+    steps = st.integers(-2, 22) | st.integers()
+    if draw(st.integers(0, 9)) == 0:
+        name, grid = draw(WORDS), draw(WORDS)
+    return name, draw(steps), grid, draw(st.lists(option, max_size=2))
+
+
+PROPERTIES: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
+    "flags": (st.lists(FLAG, min_size=1, max_size=4), on_flags),
+    "sampler": (sampler_commands(), on_sampler),
+    "context": (st.tuples(CONTEXT, CLASSES), on_context),
+    "config": (mutated_config(), on_config),
+    "config-text": (mutated(json.dumps(Config().to_dict()).encode()), on_config_text),
+    "images": (NPY, on_images),
+    "labels": (NPY, on_labels),
+    "pictures": (st.tuples(MUTATED_PICTURES, SUFFIXES, st.sampled_from([0, 8])), on_pictures),
+    "state-dict": (STATE_DICTS, on_state_dict),
+    "metrics": (LINES, on_metrics),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # NumPy's open files
+@pytest.mark.parametrize(
+    "examples", [pytest.param(50, id="few"), pytest.param(2000, id="many", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_bad_input_is_refused_in_one_way(tmp_path, name: str, examples: int) -> None:
+    strategy, check = PROPERTIES[name]
+    seen = []
+
+    @settings(SETTINGS, max_examples=examples)
+    @given(strategy)
+    def run(value: Any) -> None:
+        signal.alarm(PATIENCE)
+        seen.append(refused(lambda: check(value, tmp_path)))
+
+    run()
+    assert len(seen) >= examples
+    assert any(seen), "some of it must be bad"
+
+
+# ---------------------------------------------------------------------------------- single cases
+
+
+def put(folder: Path, name: str, data: bytes = PICTURES[4]) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """The start of a PNG that says it is that large."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", crc32(chunk))
+
+
+@pytest.mark.parametrize("side", [8196, 10_000, 20_000, 2**31 - 1])
+def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, side: int) -> None:
+    put(tmp_path, "a/x.png", png_claiming(side, side))
+    assert refused(lambda: image_folder(str(tmp_path), 8))
+
+
+def test_a_whole_bomb_is_refused(tmp_path) -> None:
+    """20,000 x 20,000 white pixels: 49 kB as a file, 1.6 GB as RGBA."""
+    put(tmp_path, "a/x.png", picture("1", "PNG", (20_000, 20_000)))
+    assert refused(lambda: image_folder(str(tmp_path), 8))
+
+
+def test_hidden_files_and_folders_without_images_are_no_classes(tmp_path) -> None:
+    for name in (".git/x.png", "b/.x.png", "b/x.png", "d/x.gif", "e/notes.txt", "f/x.png/y.txt"):
+        put(tmp_path, name)
+    (tmp_path / "c").mkdir()
+    dataset = image_folder(str(tmp_path))
+    assert dataset.class_names == ("b", "d")
+    np.testing.assert_array_equal(dataset.labels, np.eye(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "name", ["images.npy", "labels.npy", "a/x.png", "x.safetensors", "config.json"]
+)
+def test_a_pipe_in_place_of_a_file_is_refused(tmp_path, name: str) -> None:
+    """Opening it would wait for ever."""
+    signal.alarm(PATIENCE)
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / name)
+    np.save(tmp_path / "good.npy", TINY.images)
+    good, path = str(tmp_path / "good.npy"), str(tmp_path / name)
+    read = {
+        "images.npy": lambda: npy_pair(path),
+        "labels.npy": lambda: npy_pair(good, path),
+        "a/x.png": lambda: image_folder(str(tmp_path)),
+        "x.safetensors": lambda: torch_weights.read_state_dict(path),
+        "config.json": lambda: checkpoints.read_config(tmp_path),
+    }
+    assert refused(read[name])
+
+
+def test_few_labels_that_would_take_much_memory_are_refused(tmp_path) -> None:
+    """Ten million class numbers are 10 MB, and as vectors 10 GB."""
+    np.save(tmp_path / "images.npy", TINY.images)
+    np.save(tmp_path / "labels.npy", np.full(10**7, 255, np.uint8))
+    assert refused(lambda: npy_pair(str(tmp_path / "images.npy"), str(tmp_path / "labels.npy")))
+
+
+@pytest.mark.parametrize("target", ["nowhere", "run", "/dev/null", "/dev/zero", "..", "/"])
+@pytest.mark.parametrize("name", ["run", "run/config.json", "run/metrics.jsonl"])
+def test_links_in_place_of_a_run_or_its_files(tmp_path, name: str, target: str) -> None:
+    signal.alarm(PATIENCE)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(target)
+    run = tmp_path / "run"
+    refused(lambda: check_folder(run, fill_in(Config(), TINY)))
+    assert refused(lambda: load_config(run))
+    refused(lambda: metrics.read(run / "metrics.jsonl"))
+    if name == "run/config.json":
+        refused(lambda: checkpoints.write_config(run, Config().to_dict()))
+        assert (run / "config.json").is_symlink() is False, "it is replaced, not followed"
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file" / "run", tmp_path / ("x" * 300), tmp_path / "file"):
+        assert refused(lambda run=run: checkpoints.write_config(run, {}))
+        assert refused(lambda run=run: checkpoints.read_config(run))
+
+
+def test_a_configuration_of_a_later_version_names_what_is_new(tmp_path) -> None:
+    values = Config().to_dict()
+    values["training"]["of_a_later_version"] = 1
+    checkpoints.write_config(tmp_path, values)
+    with pytest.raises(InputError, match="training are not this version's: of_a_later_version"):
+        load_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": "images.npy", "image_size": 16}, "image_size=16: only a folder of images"),
+        ({"image_size": 16}, "image_size=16: only a folder of images can be scaled"),
+        ({"images": "folder", "labels": "labels.npy"}, "labels=labels.npy: the labels are the sub"),
+        ({"images": "folder", "class_names": ("x",)}, "class_names=x: the classes are already"),
+        ({"class_names": ("x",), "n_images": 5}, "class_names=x: the classes are already called"),
+    ],
+)
+def test_options_of_another_kind_of_data_are_named(tmp_path, monkeypatch, given, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", TINY.images)
+    put(tmp_path, "folder/a/x.png")
+    with pytest.raises(InputError, match=message):
+        load(DataConfig(**given))
+
+
+# ------------------------------------------------------------------------- pickles, with PyTorch
+
+
+class Trap:
+    """Unpickling it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def zipped(entries: dict[str, bytes], how: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data)
+    return file.getvalue()
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("form", ["bare", "zip", "deflated", "nested"])
+def test_code_in_a_state_dict_is_refused_and_never_run(tmp_path, form: str) -> None:
+    sprung = tmp_path / "sprung"
+    code = pickle.dumps({"x": Trap(sprung)} if form == "nested" else Trap(sprung), 2)
+    how = zipfile.ZIP_DEFLATED if form == "deflated" else zipfile.ZIP_STORED
+    whole = {"archive/data.pkl": code, "archive/version": b"3", "archive/byteorder": b"little"}
+    (tmp_path / "x.pth").write_bytes(code if form == "bare" else zipped(whole, how))
+    assert refused(lambda: torch_weights.read_state_dict(tmp_path / "x.pth"))
+    assert not sprung.exists()
+
+
+@pytest.mark.peers
+def test_a_state_dict_that_unfolds_to_gigabytes_is_refused(tmp_path) -> None:
+    whole = io.BytesIO(torch_weights.encode_torch({"x": np.zeros(10**7, np.uint8)}))
+    with zipfile.ZipFile(whole) as source:
+        entries = {name: source.read(name) for name in source.namelist()}
+    (tmp_path / "x.pth").write_bytes(zipped(entries, zipfile.ZIP_DEFLATED))
+    with pytest.raises(InputError, match="is compressed"):
+        torch_weights.read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("examples", [50, 2000], ids=["few", "many"])
+def test_damaged_state_dicts_of_pytorch_are_refused(tmp_path, examples: int) -> None:
+    path = tmp_path / "x.pth"
+
+    @settings(SETTINGS, max_examples=examples)
+    @given(mutated(torch_weights.encode_torch(STATE)))
+    def run(data: bytes) -> None:
+        signal.alarm(PATIENCE)
+        path.write_bytes(data)
+        refused(lambda: torch_weights.infer_fields(torch_weights.read_state_dict(path)))
+
+    run()

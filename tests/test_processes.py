@@ -1,0 +1,130 @@
+"""Jobs of several processes over the loopback, and how they end when something is wrong."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import parallel
+from diffusion_jax.typing import InputError
+from experiments.cluster_demo import TRAINING, finish, start
+
+ROOT = Path(__file__).parent.parent
+
+
+# ------------------------------------------------------------------------------- one process
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("somewhere", 2, 0), "coordinator='somewhere': it must be HOST:PORT, or auto"),
+        (("host:", 2, 0), "it must be HOST:PORT"),
+        (("host:70000", 2, 0), "it must be HOST:PORT"),
+        (("host:1234", 2), "give --num_processes and --process_id"),
+        (("host:1234", None, 0), "give --num_processes and --process_id"),
+        (("host:1234", 2, 2), "process_id=2, num_processes=2: processes are numbered from 0"),
+        (("auto", 2), "coordinator=auto finds num_processes and process_id: leave them out"),
+    ],
+)
+def test_processes_that_cannot_be_are_named(given, message) -> None:
+    with pytest.raises(InputError, match=message):
+        parallel.start_processes(*given)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1025, 10**12])
+def test_cpu_devices_that_cannot_be_are_named(count: int) -> None:
+    with pytest.raises(InputError, match=f"^cpu_devices={count}: it must be at least 1, at most"):
+        parallel.use_cpu_cores(count)
+
+
+def test_in_one_process_everything_is_local() -> None:
+    assert parallel.is_first()
+    assert parallel.agree(7) == 7
+    parallel.wait_for_all()
+    with pytest.raises(InputError, match="as it was"), parallel.alike():
+        raise InputError("as it was")
+    assert parallel.first_devices(3) == jax.devices()[:3]
+    assert parallel.first_devices(0) == jax.devices()[:1]
+    assert parallel.first_devices(99) == jax.devices()
+
+
+def test_scattered_arrays_are_gathered() -> None:
+    tree = {"a": np.arange(12, dtype=np.float32).reshape(4, 3), "b": None}
+    on_devices = jax.device_put(
+        parallel.scatter(tree, jax.devices()[:4]),
+        parallel.replicate(0, jax.devices()[:4]).sharding,
+    )
+    back = parallel.gather(on_devices)
+    np.testing.assert_array_equal(back["a"], tree["a"], strict=True)
+    assert back["b"] is None
+
+
+# --------------------------------------------------------------------------- two processes
+
+
+def begin(folder: Path, *own: tuple[str, ...]) -> list[subprocess.Popen]:
+    """Training in two processes, each with flags of its own."""
+    return start("train", *TRAINING, f"--run={folder / 'run'}", processes=2, own=own)
+
+
+def last_line(output: str) -> str:
+    return output.strip().splitlines()[-1]
+
+
+def test_processes_with_other_data_refuse_alike(tmp_path) -> None:
+    ended = finish(begin(tmp_path, (), ("--data_seed=1",)))
+    for code, output in ended:
+        assert code == 2, output
+        assert last_line(output) == (
+            "error: the processes have different settings or data: start them alike"
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_ends_both(tmp_path) -> None:
+    ended = finish(begin(tmp_path, (), ("--images=nowhere.npy",)))
+    assert [code for code, _ in ended] == [2, 2]
+    assert last_line(ended[0][1]) == "error: process 1: nowhere.npy: there is no such file"
+    assert last_line(ended[1][1]) == "error: nowhere.npy: there is no such file"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_job_within_a_minute(tmp_path, victim: int, how: int) -> None:
+    long = ("--epochs=100000", "--save_every=100000")
+    jobs = begin(tmp_path, long, long)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 200
+        while not (metrics.exists() and metrics.stat().st_size > 1000):
+            assert time.monotonic() < deadline, "training does not begin"
+            assert all(job.poll() is None for job in jobs)
+            time.sleep(0.5)
+        os.kill(jobs[victim].pid, how)
+        lost = time.monotonic()
+        output = jobs[1 - victim].communicate(timeout=60)[0]
+        print(f"ended after {time.monotonic() - lost:.1f} s")
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()  # closes its pipe
+    assert time.monotonic() - lost < 60
+    assert jobs[1 - victim].returncode not in (0, 2)
+    assert any(words in output for words in ("another one was lost", "another task died")), output
+
+
+@pytest.mark.slow
+def test_the_demo_shows_that_processes_change_nothing(tmp_path) -> None:
+    command = [sys.executable, "-m", "experiments.cluster_demo", f"--out={tmp_path / 'demo'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("losses differ by") == 3
