@@ -16,7 +16,7 @@ LAYERS = (
     ("losses", "denoisers", "samplers"),
     ("config",),
     ("runs",),
-    ("training", "sampling", "timing"),
+    ("training", "sampling", "timing", "evaluation"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "diffusion_jax").rglob("*.py"))
