@@ -116,7 +116,8 @@ def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
     shape = (STEPS // CHUNK, CHUNK, count, BATCH // count)
     order = np.random.default_rng(SEED).integers(0, len(classes), shape, np.int32)
     for chosen in order.swapaxes(1, 2):
-        state = jax.block_until_ready(run(state, *data, chosen))
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            state = jax.block_until_ready(run(state, *data, chosen))
     return jax.tree.map(np.asarray, state[0])
 
 

@@ -76,17 +76,23 @@ def memorised(
     Distances are root mean squares over the pixels, in grey levels (0..255). An image is near if
     it is nearer than NEAR of one half of the held-out images; the other half is the comparison.
     """
-    seen = _flat(real.seen.images)
-    ours, theirs = (nearest(_flat(v), seen, 1, devices) for v in (samples, real.other.images))
-    level = np.sqrt(seen.shape[1])
-    one, two = theirs.distances[::2, 0] / level, theirs.distances[1::2, 0] / level
-    threshold = np.quantile(one, NEAR)
-    distances = ours.distances / level
+    ours, theirs = (
+        _to_training(v, real.seen.images, devices) for v in (samples, real.other.images)
+    )
+    half, rest = theirs.distances[::2], theirs.distances[1::2]
+    threshold = np.quantile(half, NEAR)
     rows = {
-        "distance to training": Row(mean(distances), mean(theirs.distances / level)),
-        "part near training": Row(mean(distances[:, 0] < threshold), mean(two < threshold)),
+        "distance to training": Row(mean(ours.distances), mean(theirs.distances)),
+        "part near training": Row(mean(ours.distances < threshold), mean(rest < threshold)),
     }
-    return rows, Neighbours(distances, ours.indices)
+    return rows, ours
+
+
+def _to_training(images: Pixels, seen: np.ndarray, devices: Sequence[jax.Device]) -> Neighbours:
+    """The nearest training images; distances anew from differences, exact for copies too."""
+    found = nearest(_flat(images), _flat(seen), 1, devices).indices
+    gaps = _flat(images).astype(np.float32) - _flat(seen)[found[:, 0]]
+    return Neighbours(np.sqrt(np.square(gaps).mean(1, keepdims=True)), found)
 
 
 def class_accuracy(

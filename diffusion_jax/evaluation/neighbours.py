@@ -19,6 +19,7 @@ COVERAGE_K = 5  # the neighbours of Naeem et al.
 BLOCK = 2048  # points whose distances to a part of the queries are in memory at once
 
 Rows = Num[np.ndarray, "n feature"]  # uint8 pixels, or features in float32
+Points = Num[np.ndarray, "m feature"]
 
 
 class Neighbours(NamedTuple):
@@ -28,21 +29,23 @@ class Neighbours(NamedTuple):
     indices: Int[np.ndarray, "n k"]
 
 
-def nearest(queries: Rows, points: Rows, k: int, devices: Sequence[jax.Device]) -> Neighbours:
+def nearest(queries: Rows, points: Points, k: int, devices: Sequence[jax.Device]) -> Neighbours:
     """The k nearest points of each query. k must not exceed the number of points."""
     found = map_rows(_nearest(k, tuple(devices)), _blocks(points), queries, devices)
     return Neighbours(np.sqrt(found[0]), found[1])
 
 
 def balls(
-    queries: Rows, points: Rows, radii: Float[np.ndarray, " m"], devices: Sequence[jax.Device]
+    queries: Rows, points: Points, radii: Float[np.ndarray, " m"], devices: Sequence[jax.Device]
 ) -> Int[np.ndarray, " n"]:
     """How many of the balls of these radii around the points each query lies in."""
     shared = (*_blocks(points), _pad(np.square(radii).astype(np.float32), -1.0))
     return map_rows(_balls(tuple(devices)), shared, queries, devices)
 
 
-def precision_recall(real: Rows, fake: Rows, devices: Sequence[jax.Device]) -> dict[str, Estimate]:
+def precision_recall(
+    real: Rows, fake: Points, devices: Sequence[jax.Device]
+) -> dict[str, Estimate]:
     """Precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991), k = 3.
 
     precision: the part of fake that lies in the union of balls around real that reach to the
@@ -54,7 +57,9 @@ def precision_recall(real: Rows, fake: Rows, devices: Sequence[jax.Device]) -> d
     return {"precision": mean(inside), "recall": mean(reached)}
 
 
-def density_coverage(real: Rows, fake: Rows, devices: Sequence[jax.Device]) -> dict[str, Estimate]:
+def density_coverage(
+    real: Rows, fake: Points, devices: Sequence[jax.Device]
+) -> dict[str, Estimate]:
     """Density and coverage (Naeem et al. 2020, arXiv:2002.09797), k = 5.
 
     density: how many balls around real an image of fake lies in, over k; near 1 where fake is

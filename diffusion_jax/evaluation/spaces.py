@@ -13,7 +13,7 @@ from diffusion_jax.evaluation import classifier
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.parallel import data_parallel
 
-SIDE = 16  # larger images are averaged down to at most this before their pixels are compared
+SIDE = 8  # larger images are averaged down to at most this before their pixels are compared
 COMPONENTS = 64  # principal components of the pixels
 FITTED = 5000  # images that decide a space's centre, scale and components
 
