@@ -52,6 +52,10 @@ def folder(tmp_path_factory) -> Path:
         "height10": np.zeros((N, 10, 10, 3), np.uint8),
         "floats": np.zeros((N, 8, 8, 3)),
         "labels": np.arange(N) % 3,
+        "many": rng.integers(0, 256, (220, 8, 8, 3), np.uint8),
+        "many_labels": np.arange(220) % 3,
+        "tall": np.zeros((220, 12, 12, 3), np.uint8),
+        "whole": np.zeros((220, 8, 8, 3), np.int64),
         "short": np.arange(N - 1) % 3,
         "nan": np.full((N, 3), np.nan),
     }.items():
@@ -296,7 +300,9 @@ COMMANDS = {
     "sample": ("--run={}/run", "--cpu_devices=2", "--out={}/new"),
     "edit": ("--run={}/run", "--cpu_devices=2", "--out={}/new", "--steps=4"),
     "weights": ("--from={}/run", "--to={}/new.safetensors"),
+    "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=100", "--real_n=100"),
 }
+EVALUATION = ("--steps=2", "--guidance=2", "--options=eta=0.5")
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
 REFUSED = {
     "train": {
@@ -419,6 +425,31 @@ REFUSED = {
         ("--form=x",): r"Unknown command line flag 'form'",
         ("surplus",): r"'surplus' is no flag",
     },
+    "evaluate": {
+        ("--n=99",): r"n=99: it must be at least 100",
+        ("--real_n=99",): r"real_n=99: it must be at least 100",
+        ("--batch_size=0",): r"batch_size=0: it must be at least 1",
+        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--steps=21",): r"steps=21: it must be in 1\.\.20",
+        ("--options=order=3",): r"sampler ddim takes no order: it takes eta",
+        ("--options=eta",): r"options=eta: write them as order=3",
+        ("--guidance=nan",): r"guidance=nan: it must be finite",
+        ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with or",
+        ("--run={}/run",): r"images\.npy' holds 20 images: measuring takes two sets of 100",
+        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 1 context features; this run was",
+        ("--run={}/none",): r"run='.*none': there is no such folder",
+        ("--run={}/unfinished",): r"run='.*unfinished' has no checkpoint yet",
+        ("--step=4",): r"step=4: the checkpoints of .*many are \[0\]",
+        ("--samples={}/none.npy",): r"none\.npy: there is no such file",
+        ("--samples={}/text.npy",): r"text\.npy is no \.npy file of numbers",
+        ("--samples={}/tall.npy",): r"shape \(220, 12, 12, 3\): they must be \(n, 8, 8, 3\)",
+        ("--samples={}/whole.npy",): r"whole\.npy: images of type int64: float32 in \[-1, 1\], or",
+        ("--samples={}/images.npy",): r"images\.npy: n=20: it must be at least 100",
+        ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
+        ("--name=a/b",): r"name='a/b': it must be a file's name, without a folder",
+        ("--devices=3",): r"devices=3: this machine has 2",
+        ("--samplers=ddim",): r"Unknown command line flag 'samplers'",
+    },
 }
 
 
@@ -463,7 +494,11 @@ def answers(app, run, folder) -> dict:
     write_state_dict(folder / "good.safetensors", export_state_dict(model.variables))
     save_model(folder / "uncond", model.config.override(null_context=True), model.variables)
     checkpoints.write_config(folder / "unfinished", model.config.to_dict())
-    good = {"sample": ("--frames=none", "--steps=2", "--n=3")}
+    many = {"images": f"{folder}/many.npy", "labels": f"{folder}/many_labels.npy"}
+    save_model(folder / "many", model.config.override(**many), model.variables)
+    tall = {"images": f"{folder}/tall.npy", "labels": ""}
+    save_model(folder / "other", model.config.override(**tall), model.variables)
+    good = {"sample": ("--frames=none", "--steps=2", "--n=3"), "evaluate": EVALUATION}
     assert REFUSED.keys() == COMMANDS.keys()
     found = {}
     for name, command in COMMANDS.items():
@@ -489,10 +524,33 @@ def test_bad_input_is_one_line_and_changes_nothing(answers, name: str, flags) ->
     assert not changed
 
 
-def test_good_input_does_compile_and_write(answers) -> None:
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("sample", ("--frames=none", "--steps=2", "--n=3")), ("evaluate", EVALUATION)],
+)
+def test_good_input_does_compile_and_write(answers, name: str, flags) -> None:
     """The control of the test before."""
-    code, _, compiled, changed = answers["sample", ("--frames=none", "--steps=2", "--n=3")]
-    assert (code, compiled, changed) == (0, True, True)
+    code, err, compiled, changed = answers[name, flags]
+    assert (code, compiled, changed) == (0, True, True), err
+
+
+def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) -> None:
+    record = json.loads((folder / "new" / "ddim-2.json").read_text())
+    measures = record["measures"]
+    assert {"KID, classifier", "Frechet, pixels", "precision", "class accuracy"} <= set(measures)
+    numbers = [n for row in measures.values() for side in row.values() for n in side.values()]
+    assert len(numbers) == 4 * len(measures)
+    assert np.isfinite(numbers).all()
+    assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
+    assert "class accuracy" in (folder / "new" / "ddim-2.html").read_text()
+    samples = f"--samples={folder}/many.npy"
+    flags = (f"--run={folder}/many", f"--out={folder}/new", "--cpu_devices=2", samples)
+    out = app("experiments.evaluate", *flags)
+    assert "classifier trained" not in out
+    measures = json.loads((folder / "new" / "many.json").read_text())["measures"]
+    assert "class accuracy" not in measures
+    assert measures["distance to training"]["samples"]["value"] < 20  # half of them are in it
+    assert measures["distance to training"]["real"]["value"] > 50
 
 
 @pytest.mark.parametrize(

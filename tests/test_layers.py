@@ -16,7 +16,7 @@ LAYERS = (
     ("losses", "denoisers", "samplers"),
     ("config",),
     ("runs",),
-    ("training", "sampling", "timing"),
+    ("training", "sampling", "timing", "evaluation"),
     ("editing",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,50 @@
+"""Measures of sample quality, each with its standard error and beside real against real."""
+
+from diffusion_jax.evaluation import classifier
+from diffusion_jax.evaluation.distances import (
+    frechet,
+    frechet_distance,
+    kernel_distance,
+    sliced_wasserstein,
+)
+from diffusion_jax.evaluation.estimate import Estimate
+from diffusion_jax.evaluation.mapping import map_rows
+from diffusion_jax.evaluation.measure import (
+    Row,
+    check_samples,
+    class_accuracy,
+    measure,
+    memorised,
+)
+from diffusion_jax.evaluation.neighbours import (
+    balls,
+    density_coverage,
+    nearest,
+    precision_recall,
+)
+from diffusion_jax.evaluation.real import LEAST, Real, real_images
+from diffusion_jax.evaluation.spaces import Space, spaces
+
+__all__ = [
+    "LEAST",
+    "Estimate",
+    "Real",
+    "Row",
+    "Space",
+    "balls",
+    "check_samples",
+    "class_accuracy",
+    "classifier",
+    "density_coverage",
+    "frechet",
+    "frechet_distance",
+    "kernel_distance",
+    "map_rows",
+    "measure",
+    "memorised",
+    "nearest",
+    "precision_recall",
+    "real_images",
+    "sliced_wasserstein",
+    "spaces",
+]

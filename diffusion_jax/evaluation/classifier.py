@@ -1,0 +1,155 @@
+"""A small classifier of the data set at hand, whose last layer but one gives features."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import lax
+from jaxtyping import Array, Float, UInt8
+
+from diffusion_jax.data import Dataset
+from diffusion_jax.networks.blocks import Conv, GroupNorm, dense, gelu, max_pool
+from diffusion_jax.parallel import AXIS, data_parallel, replicate
+
+FEATURES, CHANNELS = 64, (32, 64)
+STEPS, BATCH, RATE, SEED = 500, 128, 3e-3, 0
+CHUNK = 50  # steps in a dispatch
+
+
+class Classifier(nn.Module):
+    """Two convolutions with pooling, a layer of features, and a layer of classes."""
+
+    height: int
+    in_channels: int
+    classes: int
+
+    def setup(self) -> None:
+        """Make the layers."""
+        first, second = CHANNELS
+        self.conv1 = Conv(self.in_channels, first, 3)
+        self.norm1 = GroupNorm()
+        self.conv2 = Conv(first, second, 3)
+        self.norm2 = GroupNorm()
+        self.hidden = dense(second * (self.height // 4) ** 2, FEATURES, jnp.float32)
+        self.out = dense(FEATURES, self.classes, jnp.float32)
+
+    def features(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch feature"]:
+        """What the last layer sees."""
+        x = pixels.astype(jnp.float32) / 127.5 - 1
+        x = max_pool(gelu(self.norm1(self.conv1(x))))
+        x = max_pool(gelu(self.norm2(self.conv2(x))))
+        return gelu(self.hidden(x.reshape(len(x), -1)))
+
+    def __call__(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
+        """Logits of the classes."""
+        return self.out(self.features(pixels))
+
+
+def network(dataset: Dataset) -> Classifier:
+    """The classifier of a data set."""
+    _, height, _, channels = dataset.images.shape
+    return Classifier(height=height, in_channels=channels, classes=dataset.labels.shape[1])
+
+
+def init(net: Classifier) -> Any:
+    """Random weights, the same each time."""
+    shape = (1, net.height, net.height, net.in_channels)
+    return jax.jit(net.init)(jax.random.key(SEED), jnp.zeros(shape, jnp.uint8))["params"]
+
+
+def has_classes(dataset: Dataset) -> bool:
+    """Whether every label is one of several classes, as a classifier needs."""
+    labels = dataset.labels
+    one_hot = np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(1) == 1)
+    return bool(one_hot and np.count_nonzero(labels.any(0)) > 1)
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of a data set and of the recipe by which its classifier is trained."""
+    recipe = (FEATURES, CHANNELS, STEPS, BATCH, RATE, SEED, dataset.class_names)
+    digest = hashlib.sha256(json.dumps(recipe).encode())
+    for array in (dataset.images, dataset.labels):
+        digest.update(f"{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def load(path: Path, dataset: Dataset) -> Any | None:
+    """The stored weights, or None if there are none of this data set and recipe."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["fingerprint"]) != fingerprint(dataset):
+                return None
+            return unflatten_dict({k: file[k] for k in file if k != "fingerprint"}, sep="/")
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+
+
+def save(path: Path, dataset: Dataset, params: Any) -> None:
+    """Store the weights with what they were trained on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
+    arrays: dict[str, Any] = {"fingerprint": np.array(fingerprint(dataset)), **leaves}
+    np.savez(path, **arrays)
+
+
+def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
+    """The weights of a classifier, trained from a fixed seed on a data set with classes."""
+    count = max(n for n in range(1, len(devices) + 1) if BATCH % n == 0)
+    devices = tuple(devices[:count])
+    net = network(dataset)
+    params = init(net)
+    classes = dataset.labels.argmax(1).astype(np.int32)
+    state = params, _optimizer().init(params)
+    state, *data = replicate((state, np.asarray(dataset.images), classes), devices)
+    run = _train_chunk(net, devices)
+    shape = (STEPS // CHUNK, CHUNK, count, BATCH // count)
+    order = np.random.default_rng(SEED).integers(0, len(classes), shape, np.int32)
+    for chosen in order.swapaxes(1, 2):
+        with jax.numpy_dtype_promotion("standard"):  # which optax needs
+            state = jax.block_until_ready(run(state, *data, chosen))
+    return jax.tree.map(np.asarray, state[0])
+
+
+@lru_cache
+def _train_chunk(net: Classifier, devices: tuple[jax.Device, ...]) -> Any:
+    optimizer = _optimizer()
+
+    def loss_of(params: Any, images: Array, classes: Array) -> Array:
+        logits = net.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
+
+    def chunk(state: tuple, images: Array, classes: Array, order: Array) -> tuple:
+        def body(i: Array, state: tuple) -> tuple:
+            params, opt_state = state
+            gradient = jax.grad(loss_of)(params, images[order[i]], classes[order[i]])
+            updates, opt_state = optimizer.update(lax.pmean(gradient, AXIS), opt_state)
+            return optax.apply_updates(params, updates), opt_state
+
+        return lax.fori_loop(0, len(order), body, state)
+
+    in_axes = (None, None, None, 0)
+    return data_parallel(chunk, in_axes, (None, None), devices=devices, donate=(0,))
+
+
+def _optimizer() -> optax.GradientTransformation:
+    return optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+
+
+@lru_cache
+def apply(net: Classifier, method: str, devices: tuple[jax.Device, ...]) -> Any:
+    """Compiled (params, pixels) -> features or logits, for map_rows."""
+    run = partial(net.apply, method=method)
+    return data_parallel(
+        lambda params, x: run({"params": params}, x), (None, 0), 0, devices=devices
+    )

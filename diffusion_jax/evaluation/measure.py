@@ -1,0 +1,112 @@
+"""All measures of a set of samples, each beside what another set of real images gets."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from diffusion_jax.evaluation.distances import (
+    frechet_distance,
+    kernel_distance,
+    sliced_wasserstein,
+)
+from diffusion_jax.evaluation.estimate import Estimate, mean
+from diffusion_jax.evaluation.neighbours import (
+    Neighbours,
+    density_coverage,
+    nearest,
+    precision_recall,
+)
+from diffusion_jax.evaluation.real import LEAST, Real
+from diffusion_jax.evaluation.spaces import Space
+from diffusion_jax.typing import InputError
+
+NEAR = 0.05  # the part of held-out images whose distance to training counts as near
+
+Pixels = UInt8[np.ndarray, "n height width channel"]
+
+
+class Row(NamedTuple):
+    """A measure of the samples, and the same of real images."""
+
+    samples: Estimate
+    real: Estimate
+
+
+def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None:
+    """Raise InputError unless images are (n, *shape), n >= LEAST, in uint8 or finite floats."""
+    if images.ndim != 4 or images.shape[1:] != shape:
+        want = ", ".join(map(str, shape))
+        raise InputError(f"{name}: images of shape {images.shape}: they must be (n, {want})")
+    if images.dtype not in (np.uint8, np.float32, np.float64):
+        raise InputError(f"{name}: images of type {images.dtype}: float32 in [-1, 1], or uint8")
+    if len(images) < LEAST:
+        raise InputError(f"{name}: n={len(images)}: it must be at least {LEAST}")
+    if not np.all(np.isfinite(images)):
+        raise InputError(f"{name}: the images must be finite numbers, some are NaN or infinite")
+
+
+def measure(
+    samples: Pixels, real: Real, spaces: dict[str, Space], devices: Sequence[jax.Device]
+) -> dict[str, Row]:
+    """Distances, precision and its kin, by name; neighbours are measured in the first space."""
+    found: dict[str, Row] = {}
+    for name, space in spaces.items():
+        sets = [space.rows(v, devices) for v in (real.reference.images, samples, real.other.images)]
+        for label, distance in (("KID", kernel_distance), ("Frechet", frechet_distance)):
+            found[f"{label}, {name}"] = Row(*(distance(sets[0], rows) for rows in sets[1:]))
+        if name == next(iter(spaces)):
+            for method in (precision_recall, density_coverage):
+                both = [method(sets[0], rows, devices) for rows in sets[1:]]
+                found |= {label: Row(both[0][label], both[1][label]) for label in both[0]}
+    flat = [
+        _flat(v) / np.float32(127.5) for v in (real.reference.images, samples, real.other.images)
+    ]
+    found["sliced Wasserstein, pixels"] = Row(*(sliced_wasserstein(flat[0], v) for v in flat[1:]))
+    return found
+
+
+def memorised(
+    samples: Pixels, real: Real, devices: Sequence[jax.Device]
+) -> tuple[dict[str, Row], Neighbours]:
+    """How near samples are to training images, beside held-out ones; and the nearest images.
+
+    Distances are root mean squares over the pixels, in grey levels (0..255). An image is near if
+    it is nearer than NEAR of one half of the held-out images; the other half is the comparison.
+    """
+    ours, theirs = (
+        _to_training(v, real.seen.images, devices) for v in (samples, real.other.images)
+    )
+    half, rest = theirs.distances[::2], theirs.distances[1::2]
+    threshold = np.quantile(half, NEAR)
+    rows = {
+        "distance to training": Row(mean(ours.distances), mean(theirs.distances)),
+        "part near training": Row(mean(ours.distances < threshold), mean(rest < threshold)),
+    }
+    return rows, ours
+
+
+def _to_training(images: Pixels, seen: np.ndarray, devices: Sequence[jax.Device]) -> Neighbours:
+    """The nearest training images; distances anew from differences, exact for copies too."""
+    found = nearest(_flat(images), _flat(seen), 1, devices).indices
+    gaps = _flat(images).astype(np.float32) - _flat(seen)[found[:, 0]]
+    return Neighbours(np.sqrt(np.square(gaps).mean(1, keepdims=True)), found)
+
+
+def class_accuracy(
+    right: Bool[np.ndarray, " n"], classes: Float[np.ndarray, "n class"]
+) -> Estimate:
+    """The mean over classes of the part of its images that the classifier gives to it."""
+    owner = classes.argmax(1)
+    each = [
+        mean(right[owner == number]) for number in np.unique(owner) if np.sum(owner == number) > 1
+    ]
+    errors = np.array([estimate.error for estimate in each])
+    value = float(np.mean([estimate.value for estimate in each]))
+    return Estimate(value, float(np.sqrt(np.square(errors).sum()) / len(each)))
+
+
+def _flat(images: np.ndarray) -> np.ndarray:
+    return np.asarray(images).reshape(len(images), -1)

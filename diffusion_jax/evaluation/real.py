@@ -1,0 +1,75 @@
+"""The real images that samples are held against."""
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_jax import data
+from diffusion_jax.config import DataConfig
+from diffusion_jax.data import CLASS_NAMES, Dataset
+from diffusion_jax.typing import InputError
+
+LEAST = 100  # images in a set: ten blocks of ten
+HELD_OUT = 2**40  # added to the seed of drawn sprites, for sets that no training draws
+TEACHING = 20_000  # sprites that a classifier is trained on, the same ones for every run
+
+
+class Real(NamedTuple):
+    """Two disjoint sets of real images, and what was to be learnt.
+
+    reference: what everything is measured against. other: held against it as samples are. seen:
+    training images, none of them in other. teaching: what a classifier is trained on, none of it
+    in other. origin: where the sets come from, in words.
+    """
+
+    reference: Dataset
+    other: Dataset
+    seen: Dataset
+    teaching: Dataset
+    origin: str
+
+
+def real_images(config: DataConfig, n: int, seed: int = 0) -> Real:
+    """Sets of n real images: sprites drawn anew, or parts of the user's files, n or half of them.
+
+    Labels are the classes also for a run without context. Raises InputError if n, or the files,
+    are too small.
+    """
+    if n < LEAST:
+        raise InputError(f"real_n={n}: it must be at least {LEAST}")
+    config = dataclasses.replace(config, null_context=False)
+    dataset = data.load(config)
+    return _drawn(config, dataset, n) if not config.images else _parts(config, dataset, n, seed)
+
+
+def _drawn(config: DataConfig, seen: Dataset, n: int) -> Real:
+    def draw(n: int, seed: int, frequencies: tuple[float, ...]) -> Dataset:
+        return Dataset(*data.sprites(n, seed, frequencies), CLASS_NAMES)
+
+    return Real(
+        draw(n, config.data_seed + HELD_OUT, config.class_frequencies),
+        draw(n, config.data_seed + 2 * HELD_OUT, config.class_frequencies),
+        seen,
+        draw(TEACHING, 3 * HELD_OUT, (1.0,) * len(CLASS_NAMES)),
+        f"2 x {n} sprites drawn with other seeds than the training images",
+    )
+
+
+def _parts(config: DataConfig, dataset: Dataset, n: int, seed: int) -> Real:
+    total = len(dataset.images)
+    n = min(n, total // 2)
+    if n < LEAST:
+        raise InputError(
+            f"images={config.images!r} holds {total} images: measuring takes two sets of {LEAST}, "
+            f"at least {2 * LEAST}"
+        )
+    order = np.random.default_rng(seed).permutation(total)
+    other, rest, reference = order[:n], np.sort(order[n:]), order[n : 2 * n]
+
+    def part(chosen: np.ndarray) -> Dataset:
+        return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
+
+    seen = part(rest)
+    origin = f"2 x {n} of the {total} training images: none is held out"
+    return Real(part(reference), part(other), seen, seen, origin)

@@ -1,0 +1,291 @@
+"""Measure the quality of samples from a trained run.
+
+  python -m experiments.evaluate --run=checkpoints/demo --sampler=ddim --steps=25
+  python -m experiments.evaluate --run=checkpoints/demo --sampler=ddpm --n=2000 --guidance=2
+  python -m experiments.evaluate --run=checkpoints/demo --samples=samples.npy
+
+Prints each measure with its standard error, beside what real images get against other real ones;
+writes RUN/evaluation/SAMPLER-STEPS.json and .html. The classifier whose features are compared is
+trained on first use and kept as RUN/evaluation/classifier.npz.
+
+Contexts of the samples are the labels of the real images that they are held against, so that both
+sets have the same proportions of classes.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from diffusion_jax import evaluation, samplers
+from diffusion_jax.config import Config
+from diffusion_jax.evaluation import LEAST, Real, Row, classifier
+from diffusion_jax.grids import GRIDS
+from diffusion_jax.parallel import choose_devices
+from diffusion_jax.reports import Section, gallery, table, write_report
+from diffusion_jax.runs import load_config, load_model
+from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.sampling import sample
+from diffusion_jax.typing import InputError, require
+from experiments.flags import FLAGS, define_devices, describe, options, run
+
+STEPS = {"ddpm": 500}  # by default, where it is not 25
+EACH = 16  # images of a row in the report
+RECORDED = (
+    *("run", "step", "sampler", "steps", "grid", "options", "guidance"),
+    *("n", "real_n", "samples", "batch_size", "seed"),
+)
+VERSIONS = ("diffusion_jax", "jax", "flax", "optax", "numpy")
+
+define_devices()
+flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
+flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
+flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
+flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
+flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
+flags.DEFINE_list("options", [], "options of the sampler or the grid: eta=0.5,rho=5")
+flags.DEFINE_float("guidance", None, "scale of classifier-free guidance")
+flags.DEFINE_integer("n", 5000, f"samples to draw, at least {LEAST}")
+flags.DEFINE_integer("real_n", 5000, f"real images in each of two sets, at least {LEAST}")
+flags.DEFINE_string("samples", None, "measure this .npy file of images instead of drawing any")
+flags.DEFINE_integer("batch_size", 500, "images sampled at once")
+flags.DEFINE_integer("seed", 0, "the seed of the samples")
+flags.DEFINE_string("out", None, "the folder to write to; by default RUN/evaluation")
+flags.DEFINE_string("name", None, "the files' name; by default SAMPLER-STEPS, or the file's")
+
+
+def main() -> None:
+    """Draw or read samples, measure them, write what came of it."""
+    folder = Path(FLAGS.run)
+    config = load_config(folder)
+    check(config)
+    name, tableau = plan(config)
+    out = Path(FLAGS.out or folder / "evaluation")
+    require(not out.exists() or out.is_dir(), f"out={str(out)!r} is a file: name a folder")
+    given = read_samples(config) if FLAGS.samples else None
+    model = None if FLAGS.samples else load_model(folder, FLAGS.step)
+    count = FLAGS.devices
+    devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)
+    real = evaluation.real_images(config.data, FLAGS.real_n)
+    check_shape(config, real)
+    print(f"{folder}, {name}: {describe(devices)}; real images: {real.origin}", flush=True)
+    labels, seconds = None, {}
+    begin = time.perf_counter()
+    if given is None:
+        labels = real.reference.labels[np.arange(FLAGS.n) % len(real.reference.labels)]
+        images = draw(model, tableau, labels, devices)
+        seconds["sampling"] = time.perf_counter() - begin
+    else:
+        images = given
+    params = features(folder, out, real, devices)
+    begin = time.perf_counter()
+    measured, near = measure(
+        images, real, params, devices, None if config.data.null_context else labels
+    )
+    seconds["measuring"] = time.perf_counter() - begin
+    show(measured, seconds)
+    write(out, name, measured, seconds, devices, real)
+    report(out / f"{name}.html", name, images, real, measured, near, labels)
+    print(f"written: {out / name}.json, {out / name}.html")
+
+
+def check(config: Config) -> None:
+    """Raise InputError for flags that cannot be."""
+    n = LEAST if FLAGS.samples else FLAGS.n
+    require(n >= LEAST, f"n={n}: it must be at least {LEAST}")
+    require(FLAGS.real_n >= LEAST, f"real_n={FLAGS.real_n}: it must be at least {LEAST}")
+    require(FLAGS.batch_size >= 1, f"batch_size={FLAGS.batch_size}: it must be at least 1")
+    require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
+    if FLAGS.guidance is None:
+        return
+    require(math.isfinite(FLAGS.guidance), f"guidance={FLAGS.guidance}: it must be finite")
+    require(
+        not config.data.null_context and config.training.keep_probability < 1,
+        f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
+        "guidance needs both",
+    )
+
+
+def plan(config: Config) -> tuple[str, Tableau]:
+    """The name of the files and the sampler's table. Raises InputError for what cannot be."""
+    steps = FLAGS.steps
+    if steps is None:
+        steps = min(STEPS.get(FLAGS.sampler, 25), config.diffusion.timesteps)
+    schedule = config.diffusion.build()
+    tableau = samplers.build(FLAGS.sampler, schedule, steps, FLAGS.grid, **options(FLAGS.options))
+    name = FLAGS.name or (Path(FLAGS.samples).stem if FLAGS.samples else f"{FLAGS.sampler}-{steps}")
+    require(Path(name).name == name, f"name={name!r}: it must be a file's name, without a folder")
+    return name, tableau
+
+
+def image_shape(config: Config) -> tuple[int, int, int]:
+    """Height, width and channels of a run's images."""
+    network = config.network
+    return network.height, network.height, network.in_channels
+
+
+def check_shape(config: Config, real: Real) -> None:
+    """Raise InputError unless the data set is as the run's network expects."""
+    found = real.reference.images.shape[1:], real.reference.labels.shape[1]
+    want = image_shape(config), config.network.n_cfeat
+    require(
+        found == want,
+        f"images={config.data.images!r} holds images of shape {found[0]} with {found[1]} context "
+        f"features; this run was trained on {want[0]} with {want[1]}",
+    )
+
+
+def read_samples(config: Config) -> np.ndarray:
+    """The images of --samples, in uint8. Raises InputError for what cannot be measured."""
+    try:
+        images = np.load(FLAGS.samples, allow_pickle=False)
+    except FileNotFoundError:
+        raise InputError(f"samples={FLAGS.samples}: there is no such file") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"samples={FLAGS.samples} is no .npy file of numbers: {error}") from None
+    require(isinstance(images, np.ndarray), f"samples={FLAGS.samples} is an archive, not a .npy")
+    evaluation.check_samples(images, image_shape(config), f"samples={FLAGS.samples}")
+    return to_pixels(images)
+
+
+def draw(model: Any, tableau: Tableau, labels: np.ndarray, devices: Sequence[jax.Device]) -> Any:
+    """Samples in uint8, image i of the context labels[i]."""
+    context = None if model.config.data.null_context else labels
+    images = sample(
+        model,
+        tableau,
+        FLAGS.n,
+        context=context,
+        guidance=FLAGS.guidance,
+        seed=FLAGS.seed,
+        batch_size=min(FLAGS.batch_size, FLAGS.n),
+        devices=devices,
+    ).images
+    require(np.all(np.isfinite(images)), f"run={FLAGS.run}: its samples are not finite numbers")
+    return to_pixels(images)
+
+
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Images as they are looked at: clipped to [-1, 1] and rounded to 0..255."""
+    if images.dtype == np.uint8:
+        return images
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
+def features(folder: Path, out: Path, real: Real, devices: Sequence[jax.Device]) -> Any | None:
+    """The classifier's weights, stored or trained now; None for data without classes."""
+    if not classifier.has_classes(real.teaching):
+        print("the data have no classes: features of a network with random weights instead")
+        return None
+    path = out / "classifier.npz"
+    params = classifier.load(path, real.teaching)
+    if params is None:
+        other = " (the stored one is of another data set)" if path.exists() else ""
+        begin = time.perf_counter()
+        params = classifier.train(real.teaching, devices)
+        classifier.save(path, real.teaching, params)
+        print(
+            f"classifier trained in {time.perf_counter() - begin:.1f} s{other}: {path}", flush=True
+        )
+    return params
+
+
+def measure(
+    images: np.ndarray,
+    real: Real,
+    params: Any | None,
+    devices: Sequence[jax.Device],
+    labels: np.ndarray | None,
+) -> tuple[dict[str, Row], Any]:
+    """All measures by name, and the samples' nearest training images."""
+    spaces = evaluation.spaces(real.teaching, params, devices)
+    measured = evaluation.measure(images, real, spaces, devices)
+    if params is not None and labels is not None:
+        apply = classifier.apply(classifier.network(real.teaching), "__call__", tuple(devices))
+
+        def accuracy(images: np.ndarray, labels: np.ndarray) -> Any:
+            found = evaluation.map_rows(apply, params, np.asarray(images), devices).argmax(1)
+            return evaluation.class_accuracy(found == labels.argmax(1), labels)
+
+        held_out = accuracy(real.other.images, real.other.labels)
+        measured["class accuracy"] = Row(accuracy(images, labels), held_out)
+    rows, near = evaluation.memorised(images, real, devices)
+    return measured | rows, near
+
+
+def show(measured: dict[str, Row], seconds: dict[str, float]) -> None:
+    """Print a table."""
+    print(f"{'measure':28} {'samples':>22}  {'real against real':>22}")
+    for name, row in measured.items():
+        print(f"{name:28} {row.samples!s:>22}  {row.real!s:>22}")
+    print(", ".join(f"{what}: {value:.1f} s" for what, value in seconds.items()))
+
+
+def write(
+    out: Path,
+    name: str,
+    measured: dict[str, Row],
+    seconds: dict[str, float],
+    devices: Sequence[jax.Device],
+    real: Real,
+) -> None:
+    """Write all measures, and how they came about, as JSON."""
+    record = {
+        "measures": {
+            k: {s: v._asdict() for s, v in r._asdict().items()} for k, r in measured.items()
+        },
+        "real": real.origin,
+        "seconds": seconds,
+        "flags": {flag: FLAGS[flag].value for flag in RECORDED},
+        "devices": describe(devices),
+        "versions": {package: version(package) for package in VERSIONS},
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    partial = out / f"{name}.json.partial"
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, out / f"{name}.json")
+
+
+def report(
+    path: Path,
+    name: str,
+    images: np.ndarray,
+    real: Real,
+    measured: dict[str, Row],
+    near: Any,
+    labels: np.ndarray | None,
+) -> None:
+    """Write the report: the measures, samples by class, and those nearest to training images."""
+    rows = {"samples": images[: 4 * EACH]}
+    if labels is not None and classifier.has_classes(real.reference):
+        owner = labels.argmax(1)
+        rows = {
+            label: images[owner == number][:EACH]
+            for number, label in enumerate(real.reference.class_names)
+            if np.any(owner == number)
+        }
+    chosen = np.argsort(near.distances[:, 0])[:EACH]
+    pairs = {"samples": images[chosen], "training": real.seen.images[near.indices[chosen, 0]]}
+    numbers = {
+        "samples": {label: row.samples for label, row in measured.items()},
+        "real against real": {label: row.real for label, row in measured.items()},
+    }
+    sections = [
+        Section("Measures, with standard errors", table(numbers)),
+        Section("Samples", gallery(rows, columns=EACH)),
+        Section("The samples nearest to training images", gallery(pairs, columns=EACH)),
+    ]
+    summary = {"samples": len(images), "real images": real.origin}
+    write_report(path, title=f"{FLAGS.run}, {name}", summary=summary, sections=sections)
+
+
+if __name__ == "__main__":
+    run(main)

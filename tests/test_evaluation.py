@@ -1,0 +1,296 @@
+"""Measures of sample quality against naive loops and closed forms, all in NumPy and float64."""
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import evaluation
+from diffusion_jax.config import DataConfig
+from diffusion_jax.data import CLASS_NAMES, Dataset, sprites
+from diffusion_jax.evaluation import Estimate, classifier, distances, neighbours
+from diffusion_jax.evaluation.measure import check_samples
+from diffusion_jax.evaluation.spaces import principal_components, shrink
+from diffusion_jax.typing import InputError
+
+DEVICES = jax.devices()[:2]
+
+
+def normal(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, d)) * np.linspace(0.5, 1.5, d) + shift).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[np.ndarray, np.ndarray]:
+    return normal(230, 6, 0), normal(150, 6, 1, 0.4)
+
+
+def pairwise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """All Euclidean distances, by differences and not by products."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    return np.sqrt(((x[:, None] - y[None]) ** 2).sum(-1))
+
+
+# --------------------------------------------------------------------------------- distances
+
+
+def naive_mmd2(x: np.ndarray, y: np.ndarray) -> float:
+    def average(a, b, same: bool) -> float:
+        values = [
+            (float(np.dot(p, q)) / len(p) + 1) ** 3
+            for i, p in enumerate(a.astype(np.float64))
+            for j, q in enumerate(b.astype(np.float64))
+            if not (same and i == j)
+        ]
+        return sum(values) / len(values)
+
+    return average(x, x, True) + average(y, y, True) - 2 * average(x, y, False)
+
+
+def test_kernel_distance_is_the_mean_of_blocks_by_a_double_loop(sets) -> None:
+    x, y = sets
+    each = [naive_mmd2(x[23 * i :][:23], y[15 * i :][:15]) for i in range(10)]
+    found = evaluation.kernel_distance(x, y)
+    assert found.value == pytest.approx(np.mean(each), abs=1e-5)
+    assert found.error == pytest.approx(np.std(each, ddof=1) / np.sqrt(10), rel=1e-4)
+
+
+def test_kernel_distance_is_unbiased_and_its_error_is_the_scatter_of_repetitions() -> None:
+    """Over 60 repetitions with one distribution: mean 0, and a scatter as the errors say."""
+    found = [
+        evaluation.kernel_distance(normal(200, 6, s), normal(200, 6, s + 999)) for s in range(60)
+    ]
+    values = np.array([estimate.value for estimate in found])
+    errors = np.array([estimate.error for estimate in found])
+    assert abs(values.mean()) < 3 * values.std() / np.sqrt(60)
+    assert 0.75 < np.sqrt(np.mean(errors**2)) / values.std() < 1.35
+
+
+def test_frechet_of_gaussians_that_commute_has_a_closed_form() -> None:
+    rng = np.random.default_rng(0)
+    turn, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    one, two = rng.uniform(0.1, 3, (2, 5))
+    means = rng.normal(size=(2, 5))
+    covs = [(turn * values) @ turn.T for values in (one, two)]
+    want = ((means[0] - means[1]) ** 2).sum() + ((np.sqrt(one) - np.sqrt(two)) ** 2).sum()
+    assert distances.frechet(means[0], covs[0], means[1], covs[1]) == pytest.approx(want, rel=1e-10)
+
+
+def test_frechet_of_gaussians_that_do_not_commute_by_the_product_s_eigenvalues() -> None:
+    """The trace of (A^1/2 B A^1/2)^1/2 is the sum of the roots of the eigenvalues of A B."""
+    rng = np.random.default_rng(1)
+    a, b = (m @ m.T for m in rng.normal(size=(2, 4, 4)))
+    want = np.trace(a) + np.trace(b) - 2 * np.sqrt(np.linalg.eigvals(a @ b)).real.sum()
+    assert distances.frechet(np.zeros(4), a, np.zeros(4), b) == pytest.approx(want, rel=1e-9)
+
+
+def test_frechet_distance_takes_moments_of_the_sets(sets) -> None:
+    x, y = (v.astype(np.float64) for v in sets)
+    want = distances.frechet(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
+    found = evaluation.frechet_distance(*sets)
+    assert found.value == pytest.approx(want, rel=1e-9)
+    values = [
+        evaluation.frechet_distance(normal(230, 6, s), normal(150, 6, s + 99, 0.4)).value
+        for s in range(30)
+    ]
+    assert 0.5 < found.error / np.std(values) < 2
+
+
+def test_sliced_wasserstein_by_sorting_in_float64(sets) -> None:
+    x, y = (v.astype(np.float64)[:150] for v in sets)
+    directions = np.random.default_rng(0).normal(size=(6, distances.PROJECTIONS))
+    squares = []
+    for direction in directions.T:
+        direction = direction / np.sqrt((direction**2).sum())
+        squares.append(((np.sort(x @ direction) - np.sort(y @ direction)) ** 2).mean())
+    found = evaluation.sliced_wasserstein(*sets)
+    assert found.value == pytest.approx(np.sqrt(np.mean(squares)), rel=1e-5)
+    assert 0.01 < found.error < 0.2
+
+
+def test_sliced_wasserstein_of_a_shift_is_the_shift_over_root_d() -> None:
+    x = normal(400, 6, 3)
+    found = evaluation.sliced_wasserstein(x, x + np.float32(2.0)).value
+    assert found == pytest.approx(2.0, rel=0.15)  # 2 sqrt(6) / sqrt(6), over 128 directions
+
+
+# -------------------------------------------------------------------------------- neighbours
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_nearest_by_sorting_all_distances(sets, k: int, monkeypatch) -> None:
+    x, y = sets
+    monkeypatch.setattr(neighbours, "BLOCK", 64)
+    neighbours._nearest.cache_clear()
+    found = evaluation.nearest(x, y, k, DEVICES)
+    every = pairwise(x, y)
+    np.testing.assert_array_equal(found.indices, np.argsort(every, 1)[:, :k])
+    np.testing.assert_allclose(found.distances, np.sort(every, 1)[:, :k], rtol=1e-4)
+
+
+def naive_radii(x: np.ndarray, k: int) -> np.ndarray:
+    return np.sort(pairwise(x, x), 1)[:, k]  # the 0th is the point itself
+
+
+def test_precision_and_recall_by_loops(sets) -> None:
+    real, fake = sets
+    every = pairwise(fake, real)
+    inside = np.array([np.any(row <= naive_radii(real, 3)) for row in every])
+    reached = np.array([np.any(row <= naive_radii(fake, 3)) for row in every.T])
+    found = evaluation.precision_recall(real, fake, DEVICES)
+    assert found["precision"].value == pytest.approx(inside.mean(), abs=1e-12)
+    assert found["recall"].value == pytest.approx(reached.mean(), abs=1e-12)
+    assert 0 < inside.mean() < 1
+    assert 0 < reached.mean() < 1
+    spread = np.sqrt(inside.mean() * (1 - inside.mean()) / (len(fake) - 1))
+    assert found["precision"].error == pytest.approx(spread, rel=1e-9)
+
+
+def test_density_and_coverage_by_loops(sets) -> None:
+    real, fake = sets
+    inside = pairwise(fake, real) <= naive_radii(real, 5)
+    found = evaluation.density_coverage(real, fake, DEVICES)
+    assert found["density"].value == pytest.approx(inside.sum() / (5 * len(fake)), abs=1e-12)
+    assert found["coverage"].value == pytest.approx(inside.any(0).mean(), abs=1e-12)
+
+
+# ------------------------------------------------------------------- classifier and spaces
+
+
+@pytest.fixture(scope="module")
+def drawn() -> Dataset:
+    return Dataset(*sprites(600, 7, [1] * 5), CLASS_NAMES)
+
+
+def test_a_classifier_learns_is_stored_and_is_known_by_its_data(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "STEPS", 50)
+    params = classifier.train(drawn, DEVICES)
+    other = Dataset(*sprites(300, 8, [1] * 5), CLASS_NAMES)
+    apply = classifier.apply(classifier.network(drawn), "__call__", tuple(DEVICES))
+    logits = evaluation.map_rows(apply, params, other.images, DEVICES)
+    assert np.mean(logits.argmax(1) == other.labels.argmax(1)) > 0.6
+    path = tmp_path / "folder" / "classifier.npz"
+    assert classifier.load(path, drawn) is None
+    classifier.save(path, drawn, params)
+    for one, two in zip(*map(jax.tree.leaves, (classifier.load(path, drawn), params)), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert classifier.load(path, other) is None
+    assert classifier.load(path, drawn._replace(labels=np.roll(drawn.labels, 1, 0))) is None
+    path.write_text("no archive")
+    assert classifier.load(path, drawn) is None
+
+
+def test_what_has_classes(drawn) -> None:
+    assert classifier.has_classes(drawn)
+    for labels in (0 * drawn.labels, 0.5 * drawn.labels, np.eye(5, dtype=np.float32)[[0] * 600]):
+        assert not classifier.has_classes(drawn._replace(labels=labels))
+
+
+def test_spaces_are_of_mean_0_and_variance_1_on_their_data(drawn) -> None:
+    spaces = evaluation.spaces(drawn, None, DEVICES)
+    assert list(spaces) == ["random", "pixels"]
+    for space in spaces.values():
+        rows = space.rows(drawn.images, DEVICES)
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(rows.mean(0), 0, atol=1e-4)
+        assert rows.var(0).mean() == pytest.approx(1, rel=1e-3)
+
+
+def test_principal_components_are_orthonormal_and_hold_the_variance(drawn) -> None:
+    axes = principal_components(drawn.images).astype(np.float64)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(64), atol=1e-5)
+    rows = drawn.images.reshape(600, 8, 2, 8, 2, 3).mean((2, 4)).reshape(600, -1)
+    values = np.linalg.svd(rows - rows.mean(0), compute_uv=False) ** 2 / 599
+    np.testing.assert_allclose((rows @ axes).var(0, ddof=1), values[:64], rtol=1e-3)
+
+
+def test_large_images_are_averaged_over_squares() -> None:
+    images = np.arange(32 * 32, dtype=np.float32).reshape(1, 32, 32, 1)
+    small = shrink(images)
+    assert small.shape == (1, 8, 8, 1)
+    assert small[0, 3, 5, 0] == images[0, 12:16, 20:24, 0].mean()
+
+
+# ------------------------------------------------------------------------------ whole measures
+
+
+@pytest.fixture(scope="module")
+def real() -> evaluation.Real:
+    return evaluation.real_images(DataConfig(n_images=300, class_frequencies=(1.0,) * 5), 200)
+
+
+def test_drawn_real_images_are_other_than_the_training_images(real) -> None:
+    assert [len(part.images) for part in real[:3]] == [200, 200, 300]
+    copies = {image.tobytes() for image in real.seen.images}
+    for part in (real.reference, real.other):
+        assert len(copies & {image.tobytes() for image in part.images}) < 20
+    assert not np.array_equal(real.reference.images, real.other.images)
+
+
+def test_files_are_parted_and_what_is_held_against_is_not_seen(tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (250, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    config = DataConfig(images=str(tmp_path / "images.npy"))
+    real = evaluation.real_images(config, 5000)
+    whole = {image.tobytes() for image in images}
+    other, seen = ({image.tobytes() for image in part.images} for part in (real.other, real.seen))
+    assert other | seen == whole
+    assert not other & seen
+    assert {image.tobytes() for image in real.reference.images} <= seen
+    assert len(real.reference.images) == len(real.other.images) == 125
+    np.save(tmp_path / "images.npy", images[:199])
+    with pytest.raises(InputError, match="holds 199 images: measuring takes two sets of 100"):
+        evaluation.real_images(config, 100)
+
+
+def test_real_samples_measure_as_real_and_noise_does_not(real) -> None:
+    spaces = evaluation.spaces(real.teaching, None, DEVICES)
+    same = evaluation.measure(real.other.images, real, spaces, DEVICES)
+    assert all(row.samples == row.real for row in same.values())
+    noise = np.random.default_rng(0).integers(0, 256, real.other.images.shape, np.uint8)
+    found = evaluation.measure(noise, real, spaces, DEVICES)
+    for name, row in found.items():
+        sign = 1 if name.startswith(("KID", "Frechet", "sliced")) else -1
+        assert sign * (row.samples.value - row.real.value) > 10 * row.real.error, name
+
+
+def test_copies_of_training_images_are_found(real) -> None:
+    rows, near = evaluation.memorised(real.seen.images[::-1][:150], real, DEVICES)
+    assert rows["distance to training"].samples.value == 0
+    assert rows["part near training"].samples.value > 0.9
+    assert rows["part near training"].real.value < 0.2
+    every = pairwise(real.other.images.reshape(200, -1), real.seen.images.reshape(300, -1))
+    want = every.min(1).mean() / np.sqrt(768)
+    assert rows["distance to training"].real.value == pytest.approx(want, rel=1e-4)
+    np.testing.assert_array_equal(
+        real.seen.images[near.indices[:, 0]], real.seen.images[::-1][:150]
+    )
+
+
+def test_class_accuracy_counts_classes_alike() -> None:
+    classes = np.eye(2, dtype=np.float32)[[0] * 8 + [1] * 2]
+    right = np.array([True] * 8 + [True, False])
+    found = evaluation.class_accuracy(right, classes)
+    assert found == Estimate(0.75, pytest.approx(0.25))
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        (
+            np.zeros((200, 8, 8, 1), np.float32),
+            r"shape \(200, 8, 8, 1\): they must be \(n, 8, 8, 3",
+        ),
+        (np.zeros((200, 8, 8, 3), np.int64), r"type int64: float32 in \[-1, 1\], or uint8"),
+        (np.zeros((99, 8, 8, 3), np.uint8), r"n=99: it must be at least 100"),
+        (np.full((100, 8, 8, 3), np.nan, np.float32), r"must be finite"),
+    ],
+)
+def test_samples_that_cannot_be_measured(images: np.ndarray, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        check_samples(images, (8, 8, 3), "samples=x.npy")
+
+
+def test_an_estimate_shows_the_digits_that_its_error_leaves() -> None:
+    assert str(Estimate(0.123456, 0.0123)) == "0.123 +- 0.012"
+    assert str(Estimate(18.04, 1.2)) == "18.0 +- 1.2"
