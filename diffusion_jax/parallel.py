@@ -50,7 +50,7 @@ def data_parallel(
     devices: Sequence[jax.Device],
     donate: Sequence[int] = (),
     how: str = "pmap",
-) -> Callable:
+) -> Any:
     """Compile fn, written for one device, for all of them.
 
     in_axes: 0 for an argument whose leading axis is the device, None for one that all share;
