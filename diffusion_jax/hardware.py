@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from diffusion_jax.parallel import data_parallel, replicate
+from diffusion_jax.parallel import data_parallel, replicate, scatter
 from diffusion_jax.timing import seconds_of
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
@@ -50,10 +50,8 @@ def _fastest(
 ) -> float:
     """The seconds of fn on arrays of these shapes, the second of which all devices share."""
     run = data_parallel(fn, (0, None), 0, devices=devices)
-    x, y = (np.full(shape, 0.5, np.float32) for shape in ((len(devices), *one), two))
-    # pmap's own output has the placement that it wants of its input.
-    spread = data_parallel(lambda x: x.astype(dtype), (0,), 0, devices=devices)
-    args = spread(x), replicate(jnp.asarray(y, dtype), devices)
+    x, y = (np.full(shape, 0.5, jnp.dtype(dtype)) for shape in ((len(devices), *one), two))
+    args = scatter(x, devices), replicate(y, devices)
     jax.block_until_ready(run(*args))
     return min(seconds_of(lambda: run(*args)) for _ in range(RUNS))
 

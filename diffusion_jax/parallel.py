@@ -99,6 +99,11 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec()))
 
 
+def scatter(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """Put a tree of arrays whose leading axis is the device on the devices, each its part."""
+    return jax.device_put(tree, NamedSharding(_mesh(devices), PartitionSpec(AXIS)))
+
+
 def split(tree: Any, count: int) -> Any:
     """(batch, ...) -> (count, batch / count, ...) in every leaf."""
     return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)

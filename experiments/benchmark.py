@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from diffusion_jax import hardware, parallel, samplers, timing
 from diffusion_jax.config import Config, at_least
-from diffusion_jax.runs import Model, init_variables, load_model
+from diffusion_jax.runs import Model, init_variables, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, choose, require
 from experiments import tables
 from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
@@ -72,7 +73,7 @@ class Group(NamedTuple):
     """Candidates that take turns, as the tables show them.
 
     units: how many network passes, or training steps, a run of each has; images: how many a run
-    makes or trains on; flop: of a unit; seconds: of a round, about.
+    makes or trains on, 0 for bare passes; flop: of a unit; seconds: of a round, about.
     """
 
     words: dict[str, Any]
@@ -87,22 +88,32 @@ def main() -> None:
     """Check all flags, measure, and write the results."""
     at_least("repeats", FLAGS.repeats, 1)
     budget = parse_budget(FLAGS.budget)
-    model = load_model(FLAGS.run) if FLAGS.run else untrained(config())
-    cases = {word: parse_case(word, model) for word in FLAGS.samplers}
-    settings = parse_settings(model)
     check_against()
-    devices = settings[0].devices
+    for dtype in FLAGS.dtypes:
+        check_dtype(dtype)
+    chosen = load_config(Path(FLAGS.run)) if FLAGS.run else config()
+    schedule = chosen.diffusion.build()
+    cases = {word: parse_case(word, schedule) for word in FLAGS.samplers}
+    if FLAGS.training:
+        parallel.choose_devices(config().training.batch_size, FLAGS.devices)
+    settings = parse_settings(load_model(FLAGS.run) if FLAGS.run else untrained(chosen))
+    model, devices = settings[0].model, settings[0].devices
     out = Path(FLAGS.out or f"benchmarks/{slug(describe(jax.local_devices()))}")
     print(f"{describe(devices)}; results go to {out}")
     record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
+    record |= {"peers": [], "alone": []}
+    bare = [Bare(setting) for setting in settings]  # which checks the memory, before anything runs
+    for setting, passes in zip(settings, bare, strict=True):
+        program = compile_program(setting) | {"flop_per_pass": passes.flop}
+        record["programs"].append(setting.words | program)
+    groups = []
+    for setting, passes in zip(settings, bare, strict=True):
+        groups += sampling_groups(setting, passes, cases, record)
+    if FLAGS.training:
+        groups.append(training_group(model, record))
     record["peaks"] = {
         dtype: hardware.peaks(jax.local_devices(), dtype)._asdict() for dtype in FLAGS.dtypes
     }
-    groups = []
-    for setting in settings:
-        groups += sampling_groups(setting, cases, record)
-    if FLAGS.training:
-        groups.append(training_group(model, record))
     record["rows"] = run_groups(groups, budget, record)
     if FLAGS.run:
         add_errors(settings, cases, record)
@@ -122,18 +133,16 @@ def parse_budget(text: str | None) -> float | None:
     return float(found[1]) * UNITS[found[2]]
 
 
-def parse_case(word: str, model: Model) -> Tableau:
+def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
     """The tableau of name:steps."""
     name, _, steps = word.partition(":")
     choose(SAMPLERS, "samplers", name)
     require(steps.isdecimal(), f"samplers={word}: write each as ddim:25, a name and its steps")
-    return samplers.build(name, model.schedule, int(steps))
+    return samplers.build(name, schedule, int(steps))
 
 
 def parse_settings(model: Model) -> list[Setting]:
     """Every batch, dtype and number of devices that is asked for."""
-    for dtype in FLAGS.dtypes:
-        check_dtype(dtype)
     settings = []
     for batch in integers("batches"):
         for count in integers("device_counts") or [FLAGS.devices]:
@@ -205,18 +214,17 @@ def flags_of_app() -> list[str]:
 
 
 def sampling_groups(
-    setting: Setting, cases: dict[str, Tableau], record: dict[str, Any]
+    setting: Setting, bare: Bare, cases: dict[str, Tableau], record: dict[str, Any]
 ) -> list[Group]:
     """Bare passes and each sampler, ours and the peers', compiled and run once for a moment."""
-    program = compile_program(setting)
-    bare = Bare(setting)
-    record["programs"].append(setting.words | program | {"flop_per_pass": bare.flop})
     each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
     peers = torch_peers(setting.model, setting.batch, setting.devices, record)
     words = {"case": "network"} | setting.words
     candidates = {BARE: partial(bare.run, PASSES)} | (peers.passes(PASSES) if peers else {})
     if peers:
-        record["alone"] = alone(peers)
+        record["alone"].append(setting.words | {"seconds": alone(peers)})
+        record["peers"] += compiled(setting.words, "network", peers.networks)
+        record["notes"] += peers.notes
     groups = [group(words, candidates, dict.fromkeys(candidates, PASSES), bare, each)]
     for word, tableau in cases.items():
         name, steps = word.split(":")
@@ -242,7 +250,8 @@ def group(
 ) -> Group:
     """A group whose unit is a pass of so many seconds."""
     seconds = each * sum(units.values())
-    return Group(words, candidates, units, words["batch"], bare.flop, seconds)
+    images = words["batch"] if OURS in candidates else 0
+    return Group(words, candidates, units, images, bare.flop, seconds)
 
 
 def torch_peers(
@@ -260,6 +269,14 @@ def torch_peers(
     return peers
 
 
+def compiled(words: dict[str, Any], what: str, peers: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each peer's first run costs, compilation included."""
+    return [
+        words | {"program": f"{name}: {what}", "cold": {"seconds": peer.seconds}}
+        for name, peer in peers.items()
+    ]
+
+
 def alone(peers: Any) -> dict[str, Any]:
     """Medians of the peers' bare passes while nothing of ours runs: what taking turns costs."""
     medians = {}
@@ -273,13 +290,15 @@ def training_group(model: Model, record: dict[str, Any]) -> Group:
     """Training steps, ours and the peers'."""
     batch = config().training.batch_size
     devices = parallel.choose_devices(batch, FLAGS.devices)
+    words = {"case": "training", "batch": batch, "dtype": "float32", "devices": len(devices)}
     trainer = Trainer(model.config, batch, devices)
     record["training"] = trainer.record()
     candidates: dict[str, Callable[[], Any]] = {OURS: partial(trainer.run, STEPS)}
     if peers := torch_peers(model, batch, devices, record):
-        candidates |= {n: partial(peer.run, STEPS) for n, peer in peers.training().items()}
+        steps = peers.training()
+        candidates |= {name: partial(peer.run, STEPS) for name, peer in steps.items()}
+        record["peers"] += compiled(words, "training", steps)
         record["notes"] += peers.notes
-    words = {"case": "training", "batch": batch, "dtype": "float32", "devices": len(devices)}
     seconds = sum(map(timing.seconds_of, candidates.values()))
     units = dict.fromkeys(candidates, STEPS)
     return Group(words, candidates, units, batch * STEPS, trainer.flop, seconds)
@@ -292,20 +311,26 @@ def run_groups(
     each = {str(place): group.seconds for place, group in enumerate(groups)}
     planned = timing.rounds(each, FLAGS.repeats, budget)
     total = sum(planned[place] * seconds for place, seconds in each.items())
-    print(f"about {total:.0f} s of runs")
+    print(f"about {total:.0f} s of runs", flush=True)
     rows = []
     with tqdm(total=total, bar_format=BAR) as bar:
         for place, group in enumerate(groups):
             bar.set_description(group.words["case"])
             count = planned[str(place)]
             share = None if budget is None else count * group.seconds
-            seconds = timing.interleave(group.candidates, count, share, bar.update)
+            seconds = timing.interleave(group.candidates, count, share, partial(advance, bar))
             rows += rows_of(group, seconds, record["peaks"][group.words["dtype"]])
             done = len(next(iter(seconds.values())))
             if done < FLAGS.repeats:
                 note = f"{group.words['case']}: {done} runs of {FLAGS.repeats}, by the budget"
                 record["notes"].append(note)
     return rows
+
+
+def advance(bar: tqdm, seconds: float) -> None:
+    """Move the bar on; the estimate that it started with may have been too short."""
+    bar.total = max(bar.total, bar.n + seconds)
+    bar.update(seconds)
 
 
 def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> list[dict[str, Any]]:
@@ -319,7 +344,6 @@ def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> l
             "evaluations": group.units[name],
             "runs": len(runs),
             "seconds": timing.summary(runs)._asdict(),
-            "images_per_second": group.images / median,
             "units_per_second": group.units[name] / median,
             "flop_per_second": rate,
             "of_matmul": rate / peaks["matmul"],
@@ -327,8 +351,10 @@ def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> l
         }
         per_unit = runs / group.units[name]
         ours = seconds[first] / group.units[first]
-        if name != first:
-            row["times_first"] = timing.summary(per_unit / ours)._asdict()
+        if group.images and name != BARE:
+            row["images_per_second"] = group.images / median
+        if name not in (first, BARE):
+            row["times_ours"] = timing.summary(per_unit / ours)._asdict()
         if name == OURS and BARE in seconds:
             bare = seconds[BARE] / group.units[BARE]
             row["overhead_percent"] = timing.summary(100 * (per_unit / bare - 1))._asdict()

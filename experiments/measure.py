@@ -73,13 +73,13 @@ class Bare:
         check_memory(setting, hardware.memory(self.compiled) + STATES * 4 * x.size // count)
         noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         zeros = np.zeros(context.shape, np.float32)
-        variables = parallel.replicate(setting.model.variables, setting.devices)
-        self.args = variables, *jax.device_put((noise, np.float32(0.5), zeros))
-        self.apply = apply
+        shared = parallel.replicate((setting.model.variables, np.float32(0.5)), setting.devices)
+        parts = parallel.scatter((noise, zeros), setting.devices)
+        self.args = shared[0], parts[0], shared[1], parts[1]
 
     def run(self, passes: int) -> Any:
         """Run so many passes, one after the other."""
-        return [self.apply(*self.args) for _ in range(passes)]
+        return [self.compiled(*self.args) for _ in range(passes)]
 
 
 def check_memory(setting: Setting, needed: int) -> None:
@@ -142,10 +142,10 @@ def compile_program(setting: Setting) -> dict[str, Any]:
     }
 
 
-def count_sweep(setting: Setting) -> dict[str, Any]:
+def count_sweep(setting: Setting, steps: Sequence[int] = SWEEP) -> dict[str, Any]:
     """How many programs all samplers at many numbers of steps compile, from none."""
     jax.clear_caches()
-    steps = [n for n in SWEEP if n <= setting.model.schedule.steps]
+    steps = [n for n in steps if n <= setting.model.schedule.steps]
     with timing.counting() as compilations:
         for name in samplers.SAMPLERS:
             for n in steps:

@@ -48,8 +48,8 @@ def markdown(record: Record) -> str:
             f"A sweep of {len(sweep['samplers'])} samplers over {_word(sweep['steps'])} steps "
             f"({sweep['runs']} runs) compiles {sweep['compilations']} programs, from none."
         )
-    if alone := record.get("alone"):
-        parts.append("Bare passes of the peers before anything takes turns: " + _alone(alone))
+    for alone in record["alone"]:
+        parts.append("The peers' bare passes before anything takes turns: " + _alone(alone))
     if record["notes"]:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in record["notes"]))
     return "\n\n".join(parts) + "\n"
@@ -58,14 +58,15 @@ def markdown(record: Record) -> str:
 def runs(rows: Iterable[Record]) -> str:
     """The table of runs: seconds are medians (p10 to p90)."""
     titles = [*HEAD, "passes or steps", "runs", "seconds", "images/s", "GFLOP/s"]
-    titles += ["of matmul", "of conv", "overhead, %", "times the first", "error"]
+    titles += ["of matmul", "of conv", "overhead, %", "times the first's", "error"]
     lines = []
     for row in rows:
         cells = [str(row[name]) for name in HEAD] + [str(row["evaluations"]), str(row["runs"])]
-        cells += [_spread(row["seconds"]), f"{row['images_per_second']:.1f}"]
+        rate = row.get("images_per_second")
+        cells += [_spread(row["seconds"]), f"{rate:.1f}" if rate else ""]
         cells += [_giga(row["flop_per_second"])]
         cells += [f"{row['of_matmul']:.2f}", f"{row['of_convolution']:.2f}"]
-        cells += [_spread(row.get("overhead_percent"), 1), _spread(row.get("times_first"), 2)]
+        cells += [_spread(row.get("overhead_percent"), 1), _spread(row.get("times_ours"), 2)]
         cells += ["" if row.get("error") is None else f"{row['error']:.2e}"]
         lines.append(cells)
     return table(titles, lines)
@@ -80,19 +81,24 @@ def programs(record: Record) -> str:
         lines.append(["sampling", *_program(program)])
     if "training" in record:
         lines.append(["training", *_program(record["training"])])
+    for peer in record["peers"]:
+        lines.append([peer["program"], *_program(peer)])
     return table(titles, lines)
 
 
 def _program(program: Record) -> list[str]:
-    cached = program.get("cached")
+    cells = [str(program[name]) for name in HEAD[1:4]]
+    for state, name in (("cold", "seconds"), ("cold", "xla_seconds"), ("cached", "seconds")):
+        seconds = program.get(state, {}).get(name)
+        cells.append("" if seconds is None else f"{seconds:.2f}")
+    if "collectives" not in program:
+        return [*cells, "", "", ""]
+    counts = program["collectives"].items()
     return [
-        *(str(program[name]) for name in HEAD[1:4]),
-        f"{program['cold']['seconds']:.2f}",
-        f"{program['cold']['xla_seconds']:.2f}",
-        f"{cached['seconds']:.2f}" if cached else "",
+        *cells,
         f"{program['flop_per_pass'] / 1e9:.3f}",
         f"{program['memory_bytes'] / 2**20:.0f}",
-        ", ".join(f"{n} {kind}" for kind, n in program["collectives"].items()) or "none",
+        ", ".join(f"{count} {kind}" for kind, count in counts) or "none",
     ]
 
 
@@ -155,4 +161,4 @@ def _word(value: Any) -> str:
 
 
 def _alone(medians: Record) -> str:
-    return ", ".join(f"{name} {seconds:.3f} s" for name, seconds in medians.items()) + "."
+    return ", ".join(f"{name} {s:.3f} s" for name, s in medians["seconds"].items()) + "."
