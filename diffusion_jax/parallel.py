@@ -153,7 +153,7 @@ def data_parallel(
     devices: Sequence[jax.Device],
     donate: Sequence[int] = (),
     how: str | None = None,
-) -> Callable:
+) -> Any:
     """Compile fn, written for one device, for all of them.
 
     in_axes: 0 for an argument whose leading axis is the device, None for one that all share;
@@ -206,11 +206,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def scatter(tree: Any, devices: Sequence[jax.Device]) -> Any:
-    """Put element i of every leaf's leading axis on device i. Every process has the whole tree.
-
-    In one process the mapped function does it.
-    """
-    return _place(tree, devices, PartitionSpec(AXIS)) if _several(devices) else tree
+    """Put element i of every leaf's leading axis on device i. Every process has the whole tree."""
+    return _place(tree, devices, PartitionSpec(AXIS))
 
 
 def gather(tree: Any) -> Any:

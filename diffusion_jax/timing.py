@@ -1,4 +1,4 @@
-"""Timing: synchronised medians, candidates interleaved run by run, and compilations counted."""
+"""Timing: synchronised runs, candidates interleaved run by run, and compilations counted."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import monitoring
+from jax.typing import ArrayLike
+from jaxtyping import Float
+from numpy import ndarray
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
+LEAST = 3  # runs, however short the time
 
 
 class Timing(NamedTuple):
-    """Seconds of one run: the median and the 10th and 90th percentiles of several."""
+    """The median and the 10th and 90th percentiles of several runs: of seconds, or of ratios."""
 
     median: float
     p10: float
@@ -21,18 +25,21 @@ class Timing(NamedTuple):
 
 
 class Compilations:
-    """How many programs XLA has compiled within `counting`."""
+    """How many programs XLA has compiled within `counting`, and the seconds that it took."""
 
     count = 0
+    seconds = 0.0
 
 
 @contextmanager
 def counting() -> Iterator[Compilations]:
-    """Count the compilations of the body; what a cache answers is none."""
+    """Count the compilations of the body; a program that JAX still holds is none."""
     compilations = Compilations()
 
     def listen(event: str, duration_secs: float, **details: Any) -> None:
-        compilations.count += event == COMPILATION
+        if event == COMPILATION:
+            compilations.count += 1
+            compilations.seconds += duration_secs
 
     monitoring.register_event_duration_secs_listener(listen)
     try:
@@ -41,18 +48,53 @@ def counting() -> Iterator[Compilations]:
         monitoring.unregister_event_duration_listener(listen)
 
 
-def interleave(candidates: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time candidates in turn, after one run of each that does not count.
+def seconds_of(run: Callable[[], Any]) -> float:
+    """The seconds of one run, up to the last of the arrays that it returns."""
+    begin = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - begin
 
-    What slows the machine down for a while then meets all of them. A candidate returns arrays,
-    for which the clock waits.
+
+def interleave(
+    candidates: Mapping[str, Callable[[], Any]],
+    repeats: int,
+    budget: float | None = None,
+    progress: Callable[[float], Any] | None = None,
+) -> dict[str, Float[ndarray, "runs"]]:
+    """The seconds of each run of candidates that take turns, so that what slows the machine
+    down for a while meets all of them.
+
+    Every run counts: compile before. The rounds end early, after LEAST of them, where the next
+    one would take more than budget seconds in all. progress is told the seconds of each run.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for run in candidates.values():
-        jax.block_until_ready(run())
-    for _ in range(repeats):
+    begin = time.perf_counter()
+    for done in range(repeats):
+        spent = time.perf_counter() - begin
+        if budget is not None and done >= LEAST and spent * (done + 1) / done > budget:
+            break
         for name, run in candidates.items():
-            begin = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: Timing(*np.percentile(s, [50, 10, 90])) for name, s in seconds.items()}
+            seconds[name].append(seconds_of(run))
+            if progress is not None:
+                progress(seconds[name][-1])
+    return {name: np.array(runs) for name, runs in seconds.items()}
+
+
+def summary(values: ArrayLike) -> Timing:
+    """What is reported of several runs."""
+    return Timing(*map(float, np.percentile(np.asarray(values), [50, 10, 90])))
+
+
+def rounds(each: Mapping[str, float], repeats: int, budget: float | None) -> dict[str, int]:
+    """How many rounds of each group, of so many seconds a round, fit into a budget of seconds.
+
+    At least LEAST and at most repeats; what short groups leave goes to the longer ones.
+    """
+    if budget is None:
+        return dict.fromkeys(each, repeats)
+    chosen = {}
+    for place, name in enumerate(sorted(each, key=lambda name: each[name])):
+        share = budget / (len(each) - place)
+        chosen[name] = int(np.clip(share / each[name], min(LEAST, repeats), repeats))
+        budget = max(budget - chosen[name] * each[name], 0.0)
+    return chosen

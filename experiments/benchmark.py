@@ -1,91 +1,374 @@
-"""Time the sampling loop against bare forward passes of the same network, and count compilations.
+"""Time samplers and training: against bare passes of the network, the machine's limit, PyTorch.
 
-python -m experiments.benchmark
-python -m experiments.benchmark --run=checkpoints/demo --n=32 --repeats=9
+  python -m experiments.benchmark
+  python -m experiments.benchmark --run=checkpoints/demo --samplers=ddim:10,ddim:25,unipc:10
+  python -m experiments.benchmark --against=torch --training --budget=150s
+
+Candidates take turns run by run; medians are given with their 10th and 90th percentiles. Writes
+results.json and results.md, and with --run, which makes errors of solvers meaningful, a plot of
+error against time.
 """
 
-from collections.abc import Callable
+import datetime
+import os
+import platform
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from diffusion_jax import parallel, samplers, timing
+from diffusion_jax import hardware, parallel, samplers, timing
 from diffusion_jax.config import Config, at_least
-from diffusion_jax.runs import Model, init_variables, load_model
-from diffusion_jax.sampling import sample
-from experiments.flags import FLAGS, define_devices, describe, run
+from diffusion_jax.runs import Model, init_variables, load_config, load_model
+from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.typing import InputError, choose, require
+from experiments import tables
+from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
+from experiments.measure import (
+    Bare,
+    Setting,
+    Trainer,
+    check_dtype,
+    compile_program,
+    count_sweep,
+    solver_errors,
+)
 
-CASES = (("ddpm", 500), ("ddim", 25))
-SWEEP = (5, 20, 25, 100, 500)
-BARE = 25  # bare forward passes in a measurement
+OURS, BARE = "diffusion_jax", "bare passes"
+PASSES = 10  # bare forward passes in a run
+PEERS = ("torch",)
+STEPS = 2  # training steps in a run
+BAR = "{l_bar}{bar}| {elapsed}<{remaining}"  # it counts seconds
+UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+VERSIONS = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
 
+define_config()
 define_devices()
-flags.DEFINE_string("run", None, "a run folder; by default the notes' network, untrained")
-flags.DEFINE_integer("n", 32, "images at once")
-flags.DEFINE_integer("repeats", 5, "runs of each; the median counts")
+flags.DEFINE_string("run", None, "a run folder; by default an untrained network, as configured")
+flags.DEFINE_list(
+    "samplers", ["ddpm:500", "ddim:25", "unipc:10"], f"name:steps, from {', '.join(SAMPLERS)}"
+)
+flags.DEFINE_list("batches", ["32"], "images at once")
+flags.DEFINE_list("dtypes", ["float32"], "what the network computes in")
+flags.DEFINE_list("device_counts", [], "numbers of devices; by default all that divide the batch")
+flags.DEFINE_integer("repeats", 20, "runs of each candidate")
+flags.DEFINE_string(
+    "budget", None, "time for all runs, such as 150s or 5min: fewer repeats, at least 3, to fit"
+)
+flags.DEFINE_boolean("training", False, "time training too, in batches of --batch_size")
+flags.DEFINE_boolean("sweep", True, "count the compilations of all samplers at many steps")
+flags.DEFINE_list("against", [], "peers to time in turn: torch")
+flags.DEFINE_string("out", None, "the folder for the results; by default benchmarks/HARDWARE")
+
+
+class Group(NamedTuple):
+    """Candidates that take turns, as the tables show them.
+
+    units: how many network passes, or training steps, a run of each has; images: how many a run
+    makes or trains on, 0 for bare passes; flop: of a unit; seconds: of a round, about.
+    """
+
+    words: dict[str, Any]
+    candidates: dict[str, Callable[[], Any]]
+    units: dict[str, int]
+    images: int
+    flop: float
+    seconds: float
 
 
 def main() -> None:
-    """Print a table of seconds, and the compilations of a sweep."""
-    at_least("n", FLAGS.n, 1)
+    """Check all flags, measure, and write the results."""
     at_least("repeats", FLAGS.repeats, 1)
-    devices = parallel.choose_devices(FLAGS.n, FLAGS.devices)
-    model = load_model(FLAGS.run) if FLAGS.run else untrained()
-    print(f"{FLAGS.n} images on {describe(devices)}, medians of {FLAGS.repeats} (p10 to p90)")
-    draw = partial(sample, model, n=FLAGS.n, devices=devices)
-    tableaus = {
-        f"{name}-{steps}": samplers.build(name, model.schedule, steps) for name, steps in CASES
+    budget = parse_budget(FLAGS.budget)
+    check_against()
+    for dtype in FLAGS.dtypes:
+        check_dtype(dtype)
+    chosen = load_config(Path(FLAGS.run)) if FLAGS.run else config()
+    schedule = chosen.diffusion.build()
+    cases = {word: parse_case(word, schedule) for word in FLAGS.samplers}
+    if FLAGS.training:
+        parallel.choose_devices(config().training.batch_size, FLAGS.devices)
+    settings = parse_settings(load_model(FLAGS.run) if FLAGS.run else untrained(chosen))
+    model, devices = settings[0].model, settings[0].devices
+    out = Path(FLAGS.out or f"benchmarks/{slug(describe(jax.local_devices()))}")
+    print(f"{describe(devices)}; results go to {out}")
+    record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
+    record |= {"peers": [], "alone": []}
+    bare = [Bare(setting) for setting in settings]  # which checks the memory, before anything runs
+    for setting, passes in zip(settings, bare, strict=True):
+        program = compile_program(setting) | {"flop_per_pass": passes.flop}
+        record["programs"].append(setting.words | program)
+    groups = []
+    for setting, passes in zip(settings, bare, strict=True):
+        groups += sampling_groups(setting, passes, cases, record)
+    if FLAGS.training:
+        groups.append(training_group(model, record))
+    record["peaks"] = {
+        dtype: hardware.peaks(jax.local_devices(), dtype)._asdict() for dtype in FLAGS.dtypes
     }
-    candidates: dict[str, Callable[[], Any]] = {
-        label: partial(draw, tableau) for label, tableau in tableaus.items()
+    record["rows"] = run_groups(groups, budget, record)
+    if FLAGS.run:
+        add_errors(settings, cases, record)
+    if FLAGS.sweep:
+        record["sweep"] = count_sweep(settings[0])
+    for path in tables.write(out, record):
+        print(f"written: {path}")
+
+
+def parse_budget(text: str | None) -> float | None:
+    """Seconds of a budget such as 150s, 5min or 1h."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
+    require(found and float(found[1]) > 0, f"budget={text}: write it as 150s, 5min or 1h")
+    assert found is not None
+    return float(found[1]) * UNITS[found[2]]
+
+
+def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
+    """The tableau of name:steps."""
+    name, _, steps = word.partition(":")
+    choose(SAMPLERS, "samplers", name)
+    require(steps.isdecimal(), f"samplers={word}: write each as ddim:25, a name and its steps")
+    return samplers.build(name, schedule, int(steps))
+
+
+def parse_settings(model: Model) -> list[Setting]:
+    """Every batch, dtype and number of devices that is asked for."""
+    settings = []
+    for batch in integers("batches"):
+        for count in integers("device_counts") or [FLAGS.devices]:
+            devices = tuple(parallel.choose_devices(batch, count))
+            settings += [Setting(model, batch, dtype, devices) for dtype in FLAGS.dtypes]
+    require(settings, "batches and dtypes: give at least one of each")
+    return settings
+
+
+def integers(flag: str) -> list[int]:
+    """The positive numbers of a list flag."""
+    words: list[str] = FLAGS.get_flag_value(flag, [])
+    for word in words:
+        require(word.isdecimal() and int(word) > 0, f"{flag}={word}: give numbers from 1 up")
+    return [int(word) for word in words]
+
+
+def check_against() -> None:
+    """Raise InputError for a peer that is unknown or not installed."""
+    for name in FLAGS.against:
+        require(name in PEERS, f"against={name}: choose from {', '.join(PEERS)}")
+        if find_spec("torch") is None:
+            raise InputError("against=torch: PyTorch is not installed: pip install '.[peers]'")
+
+
+def untrained(settings: Config) -> Model:
+    """A configuration's network with its initial weights."""
+    network = settings.network.build()
+    variables = init_variables(network, settings.training.seed)
+    return Model(settings, network, settings.diffusion.build(), variables)
+
+
+def slug(words: str) -> str:
+    """Words as a folder's name."""
+    return re.sub(r"\W+", "-", words.lower()).strip("-")
+
+
+def about(model: Model) -> dict[str, Any]:
+    """What the numbers depend on."""
+    versions: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "processor": processor(),
+        "devices": describe(jax.local_devices()),
+        "flags": {name: FLAGS[name].value for name in flags_of_app()},
+        "configuration": model.config.to_dict(),
+        "sampling_seed": 0,
     }
-    forward = bare_forward(model, FLAGS.n, devices)
-    candidates[f"{BARE} bare forward passes"] = lambda: [forward() for _ in range(BARE)]
-    timings = timing.interleave(candidates, FLAGS.repeats)
-    bare = timings[f"{BARE} bare forward passes"].median / BARE
-    for label, (median, p10, p90) in timings.items():
-        passes = tableaus[label].rows if label in tableaus else BARE
-        print(
-            f"{label:24} {median:8.3f} s ({p10:.3f} to {p90:.3f})  "
-            f"{1000 * median / passes:7.2f} ms a pass, {median / passes / bare:.3f} bare"
-        )
-    count_compilations(draw, model)
 
 
-def untrained() -> Model:
-    """The notes' network with its initial weights."""
-    config = Config()
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return found[1] if found else platform.processor()
 
 
-def bare_forward(model: Model, n: int, devices: list[jax.Device]) -> Callable[[], Any]:
-    """One forward pass of n images, compiled by itself, on the same devices."""
-    network = model.network
-    x = np.random.default_rng(0).normal(size=(n, *image_shape(network))).astype(np.float32)
-    context = np.zeros((n, network.n_cfeat), np.float32)
-    apply = parallel.data_parallel(network.apply, (None, 0, None, 0), 0, devices=devices)
-    variables = parallel.replicate(model.variables, devices)
-    x, context = jax.device_put(parallel.split((x, context), len(devices)))
-    return lambda: apply(variables, x, np.float32(0.5), context)
+def flags_of_app() -> list[str]:
+    """The names of the flags that the user has given."""
+    return [flag.name for flag in FLAGS.get_flags_for_module(__name__) if flag.present]
 
 
-def image_shape(network: Any) -> tuple[int, int, int]:
-    """Height, width and channels of a network's images."""
-    return network.height, network.height, network.in_channels
+def sampling_groups(
+    setting: Setting, bare: Bare, cases: dict[str, Tableau], record: dict[str, Any]
+) -> list[Group]:
+    """Bare passes and each sampler, ours and the peers', compiled and run once for a moment."""
+    each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
+    peers = torch_peers(setting.model, setting.batch, setting.devices, record)
+    words = {"case": "network"} | setting.words
+    candidates = {BARE: partial(bare.run, PASSES)} | (peers.passes(PASSES) if peers else {})
+    if peers:
+        record["alone"].append(setting.words | {"seconds": alone(peers)})
+        record["peers"] += compiled(setting.words, "network", peers.networks)
+        record["notes"] += peers.notes
+    groups = [group(words, candidates, dict.fromkeys(candidates, PASSES), bare, each)]
+    for word, tableau in cases.items():
+        name, steps = word.split(":")
+        setting.draw(tableau, rows=2)
+        candidates = {OURS: partial(setting.draw, tableau), BARE: partial(bare.run, PASSES)}
+        units = {OURS: tableau.rows, BARE: PASSES}
+        if peers and setting.dtype == "float32":
+            for loop in peers.samplers(name, int(steps), rows=2).values():
+                loop()
+            loops = peers.samplers(name, int(steps))
+            candidates |= loops
+            units |= dict.fromkeys(loops, int(steps))
+        groups.append(group({"case": word} | setting.words, candidates, units, bare, each))
+    return groups
 
 
-def count_compilations(draw: Callable, model: Model) -> None:
-    """Print how many programs a sweep over samplers and steps compiles, after one run."""
-    with timing.counting() as compilations:
-        for name in samplers.SAMPLERS:
-            for steps in SWEEP:
-                draw(samplers.build(name, model.schedule, steps), rows=1)
-    cases = f"{', '.join(samplers.SAMPLERS)} at {', '.join(map(str, SWEEP))} steps"
-    print(f"compilations in a sweep of {cases}: {compilations.count}")
+def group(
+    words: dict[str, Any],
+    candidates: dict[str, Callable],
+    units: dict[str, int],
+    bare: Bare,
+    each: float,
+) -> Group:
+    """A group whose unit is a pass of so many seconds."""
+    seconds = each * sum(units.values())
+    images = words["batch"] if OURS in candidates else 0
+    return Group(words, candidates, units, images, bare.flop, seconds)
+
+
+def torch_peers(
+    model: Model, batch: int, devices: Sequence[jax.Device], record: dict[str, Any]
+) -> Any:
+    """PyTorch's side, on as many cores, or None."""
+    if "torch" not in FLAGS.against:
+        return None
+    from experiments.peers.torch_peers import TorchPeers
+
+    on_cpu = devices[0].platform == "cpu"
+    threads = len(devices) if on_cpu else len(os.sched_getaffinity(0))
+    peers = TorchPeers(model, batch, threads, cuda=not on_cpu)
+    record["notes"].append(f"torch: {peers.device}, {threads} threads, {peers.format}")
+    return peers
+
+
+def compiled(words: dict[str, Any], what: str, peers: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each peer's first run costs, compilation included."""
+    return [
+        words | {"program": f"{name}: {what}", "cold": {"seconds": peer.seconds}}
+        for name, peer in peers.items()
+    ]
+
+
+def alone(peers: Any) -> dict[str, Any]:
+    """Medians of the peers' bare passes while nothing of ours runs: what taking turns costs."""
+    medians = {}
+    for name, run_passes in peers.passes(PASSES).items():
+        seconds = timing.interleave({name: run_passes}, repeats=5)
+        medians[name] = timing.summary(seconds[name][1:]).median
+    return medians
+
+
+def training_group(model: Model, record: dict[str, Any]) -> Group:
+    """Training steps, ours and the peers'."""
+    batch = config().training.batch_size
+    devices = parallel.choose_devices(batch, FLAGS.devices)
+    words = {"case": "training", "batch": batch, "dtype": "float32", "devices": len(devices)}
+    trainer = Trainer(model.config, batch, devices)
+    record["training"] = trainer.record()
+    candidates: dict[str, Callable[[], Any]] = {OURS: partial(trainer.run, STEPS)}
+    if peers := torch_peers(model, batch, devices, record):
+        steps = peers.training()
+        candidates |= {name: partial(peer.run, STEPS) for name, peer in steps.items()}
+        record["peers"] += compiled(words, "training", steps)
+        record["notes"] += peers.notes
+    seconds = sum(map(timing.seconds_of, candidates.values()))
+    units = dict.fromkeys(candidates, STEPS)
+    return Group(words, candidates, units, batch * STEPS, trainer.flop, seconds)
+
+
+def run_groups(
+    groups: list[Group], budget: float | None, record: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Time all groups, with a bar in seconds; a row for each candidate."""
+    each = {str(place): group.seconds for place, group in enumerate(groups)}
+    planned = timing.rounds(each, FLAGS.repeats, budget)
+    total = sum(planned[place] * seconds for place, seconds in each.items())
+    print(f"about {total:.0f} s of runs", flush=True)
+    rows = []
+    with tqdm(total=total, bar_format=BAR) as bar:
+        for place, group in enumerate(groups):
+            bar.set_description(group.words["case"])
+            count = planned[str(place)]
+            share = None if budget is None else count * group.seconds
+            seconds = timing.interleave(group.candidates, count, share, partial(advance, bar))
+            rows += rows_of(group, seconds, record["peaks"][group.words["dtype"]])
+            done = len(next(iter(seconds.values())))
+            if done < FLAGS.repeats:
+                note = f"{group.words['case']}: {done} runs of {FLAGS.repeats}, by the budget"
+                record["notes"].append(note)
+    return rows
+
+
+def advance(bar: tqdm, seconds: float) -> None:
+    """Move the bar on; the estimate that it started with may have been too short."""
+    bar.total = max(bar.total, bar.n + seconds)
+    bar.update(seconds)
+
+
+def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> list[dict[str, Any]]:
+    """What is reported of each candidate; ratios are of runs beside each other."""
+    first, rows = next(iter(seconds)), []
+    for name, runs in seconds.items():
+        median = timing.summary(runs).median
+        rate = group.flop * group.units[name] / median
+        row = group.words | {
+            "candidate": name,
+            "evaluations": group.units[name],
+            "runs": len(runs),
+            "seconds": timing.summary(runs)._asdict(),
+            "units_per_second": group.units[name] / median,
+            "flop_per_second": rate,
+            "of_matmul": rate / peaks["matmul"],
+            "of_convolution": rate / peaks["convolution"],
+        }
+        per_unit = runs / group.units[name]
+        ours = seconds[first] / group.units[first]
+        if group.images and name != BARE:
+            row["images_per_second"] = group.images / median
+        if name not in (first, BARE):
+            row["times_ours"] = timing.summary(per_unit / ours)._asdict()
+        if name == OURS and BARE in seconds:
+            bare = seconds[BARE] / group.units[BARE]
+            row["overhead_percent"] = timing.summary(100 * (per_unit / bare - 1))._asdict()
+        rows.append(row)
+    return rows
+
+
+def add_errors(settings: list[Setting], cases: dict[str, Tableau], record: dict[str, Any]) -> None:
+    """Each sampler's distance to a fine solution, into its row."""
+    for setting in settings:
+        errors = solver_errors(setting, cases)
+        for row in record["rows"]:
+            if row["candidate"] == OURS and row.items() >= setting.words.items():
+                row["error"] = errors.get(row["case"])
 
 
 if __name__ == "__main__":

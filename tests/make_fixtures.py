@@ -111,7 +111,7 @@ def load_drawn(network):
 
 
 def main():
-    from tests.reference_torch import ContextUnet
+    from experiments.peers.context_unet import ContextUnet
 
     for name, fields in CASES.items():
         network = load_drawn(ContextUnet(**FIELDS, **fields))

@@ -10,13 +10,13 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import what stands in a lower layer, and its own package.
 LAYERS = (
     ("typing",),
-    ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts"),
-    ("reports", "schedules", "optimizers"),
+    ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts", "timing"),
+    ("reports", "schedules", "optimizers", "hardware"),
     ("grids", "parameterizations"),
     ("losses", "denoisers", "samplers"),
     ("config",),
     ("runs",),
-    ("training", "sampling", "timing", "evaluation"),
+    ("training", "sampling", "evaluation"),
     ("editing",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

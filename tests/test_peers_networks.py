@@ -1,4 +1,4 @@
-"""The ContextUnet and its weights live against PyTorch (reference_torch.py)."""
+"""The ContextUnet and its weights live against PyTorch (experiments/peers/context_unet.py)."""
 
 import pickle
 
@@ -19,7 +19,7 @@ from tests.make_fixtures import draw_batch, load_drawn, run_reference
 from tests.test_networks import assert_parity, drawn, jit, nchw, nhwc, run_ours, template
 
 torch = pytest.importorskip("torch")
-reference_torch = pytest.importorskip("tests.reference_torch")
+reference_torch = pytest.importorskip("experiments.peers.context_unet")
 
 pytestmark = pytest.mark.peers
 

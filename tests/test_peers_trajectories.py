@@ -17,7 +17,7 @@ from diffusion_jax.runs import Model, variable_shapes
 from diffusion_jax.samplers.solve import INITIAL
 
 torch = pytest.importorskip("torch")
-reference_torch = pytest.importorskip("tests.reference_torch")
+reference_torch = pytest.importorskip("experiments.peers.context_unet")
 
 pytestmark = pytest.mark.peers
 

@@ -1,16 +1,31 @@
-"""The ContextUnet in PyTorch, written from its description: the oracle of the parity tests.
+"""The ContextUnet in PyTorch, written from its description: the oracle of the parity tests, and
+the peer of the benchmark.
 
 NCHW. As published it takes heights 16 to 28 and draws a fresh random shortcut of init_conv at
 every call; here the shortcut is left out ("none") or a layer like any other ("conv"), the pool's
 window is height / 4 at other heights, and GroupNorm may stand in for BatchNorm.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
+MakeNorm = Callable[[int], nn.Module]
+
 
 class ResidualConvBlock(nn.Module):
-    def __init__(self, inputs, outputs, norm, is_res=False, shortcut="none"):
+    """Twice convolution, norm and GELU; is_res adds the input and divides by 1.414."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        norm: MakeNorm,
+        is_res: bool = False,
+        shortcut: str = "none",
+    ) -> None:
+        """Make the layers; shortcut: "none" or "conv", where the channels change."""
         super().__init__()
         self.is_res, self.same = is_res, inputs == outputs
         self.conv1 = nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1), norm(outputs), nn.GELU())
@@ -19,6 +34,7 @@ class ResidualConvBlock(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1) if learned else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channel, height, width)."""
         h = self.conv2(self.conv1(x))
         if not self.is_res:
             return h
@@ -28,7 +44,10 @@ class ResidualConvBlock(nn.Module):
 
 
 class UnetDown(nn.Module):
-    def __init__(self, inputs, outputs, norm):
+    """Two blocks and max pooling: half the height and width."""
+
+    def __init__(self, inputs: int, outputs: int, norm: MakeNorm) -> None:
+        """Make the layers."""
         super().__init__()
         self.model = nn.Sequential(
             ResidualConvBlock(inputs, outputs, norm),
@@ -37,11 +56,15 @@ class UnetDown(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, channel, height, width)."""
         return self.model(x)
 
 
 class UnetUp(nn.Module):
-    def __init__(self, inputs, outputs, norm):
+    """Transposed convolution and two blocks, of the input beside what was skipped."""
+
+    def __init__(self, inputs: int, outputs: int, norm: MakeNorm) -> None:
+        """Make the layers."""
         super().__init__()
         self.model = nn.Sequential(
             nn.ConvTranspose2d(inputs, outputs, 2, 2),
@@ -50,11 +73,15 @@ class UnetUp(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Map two of (batch, channel, height, width) to twice the height and width."""
         return self.model(torch.cat((x, skip), 1))
 
 
 class EmbedFC(nn.Module):
-    def __init__(self, inputs, outputs):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Make the layers."""
         super().__init__()
         self.inputs = inputs
         self.model = nn.Sequential(
@@ -62,16 +89,26 @@ class EmbedFC(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map vectors to (batch, outputs, 1, 1)."""
         return self.model(x.view(-1, self.inputs))[:, :, None, None]
 
 
 class ContextUnet(nn.Module):
+    """U-Net of two levels, conditioned on the time and on a context vector."""
+
     def __init__(
-        self, in_channels=3, n_feat=64, n_cfeat=5, height=16, shortcut="none", norm="batch"
-    ):
+        self,
+        in_channels: int = 3,
+        n_feat: int = 64,
+        n_cfeat: int = 5,
+        height: int = 16,
+        shortcut: str = "none",
+        norm: str = "batch",
+    ) -> None:
+        """Make the layers; norm: "batch" or "group"."""
         super().__init__()
         n, self.n_cfeat = n_feat, n_cfeat
-        make_norm = nn.BatchNorm2d if norm == "batch" else lambda c: nn.GroupNorm(8, c)
+        make_norm: MakeNorm = nn.BatchNorm2d if norm == "batch" else lambda c: nn.GroupNorm(8, c)
         self.init_conv = ResidualConvBlock(in_channels, n, make_norm, True, shortcut)
         self.down1 = UnetDown(n, n, make_norm)
         self.down2 = UnetDown(n, 2 * n, make_norm)
@@ -95,6 +132,7 @@ class ContextUnet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        """Predict the noise of x (batch, channel, height, width); None is a context of zeros."""
         if context is None:
             context = x.new_zeros(x.shape[0], self.n_cfeat)
         first = self.init_conv(x)

@@ -1,0 +1,263 @@
+"""The benchmark: its clock and its budget, FLOP, memory, collectives, errors, and the app."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from diffusion_jax import hardware, samplers, timing, training
+from diffusion_jax.config import Config
+from diffusion_jax.optimizers import Length
+from diffusion_jax.parallel import AXIS, data_parallel
+from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.typing import InputError
+from experiments import measure, tables
+from experiments.measure import Bare, Setting
+
+CASE = "--samplers=ddim:5"
+ROOT = Path(__file__).parent.parent
+SMALL = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
+
+
+def model_of(config: Config) -> Model:
+    network = config.network.build()
+    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return model_of(SMALL)
+
+
+def setting_of(model: Model, count: int, batch: int = 8) -> Setting:
+    return Setting(model, batch, "float32", tuple(jax.devices()[:count]))
+
+
+# ------------------------------------------------------------------------------------- the clock
+
+
+def test_candidates_take_turns() -> None:
+    order: list[str] = []
+    seconds = timing.interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
+    assert order == ["a", "b"] * 3
+    assert {name: runs.shape for name, runs in seconds.items()} == {"a": (3,), "b": (3,)}
+
+
+def test_a_budget_ends_the_rounds_but_not_before_the_least() -> None:
+    told: list[float] = []
+    runs = timing.interleave({"a": lambda: time.sleep(0.02)}, 100, 0.2, told.append)["a"]
+    assert timing.LEAST <= len(runs) <= 10
+    assert told == runs.tolist()
+    assert len(timing.interleave({"a": lambda: time.sleep(0.02)}, 100, 0.001)["a"]) == timing.LEAST
+
+
+def test_what_runs_on_is_waited_for() -> None:
+    class Slow:
+        def block_until_ready(self) -> None:
+            time.sleep(0.05)
+
+    assert timing.seconds_of(lambda: [Slow(), Slow()]) >= 0.1
+
+
+def test_rounds_share_a_budget() -> None:
+    """Short groups get all their repeats, long ones what is left, none less than the least."""
+    each = {"long": 10.0, "short": 0.1, "middle": 1.0}
+    assert timing.rounds(each, 20, None) == dict.fromkeys(each, 20)
+    assert timing.rounds(each, 20, 1000.0) == dict.fromkeys(each, 20)
+    assert timing.rounds(each, 20, 100.0) == {"short": 20, "middle": 20, "long": 7}
+    assert timing.rounds(each, 20, 1.0) == dict.fromkeys(each, timing.LEAST) | {"short": 3}
+    assert timing.rounds(each, 2, 1.0) == dict.fromkeys(each, 2)
+
+
+def test_a_summary_is_of_percentiles() -> None:
+    assert timing.summary(np.arange(101.0)) == (50, 10, 90)
+
+
+# --------------------------------------------------------------- what programs ask of a machine
+
+
+def test_flop_of_a_matrix_product() -> None:
+    shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50)))
+    assert hardware.flop(jax.jit(jnp.matmul).lower(*shapes)) == 2 * 30 * 40 * 50
+
+
+def test_flop_of_a_pass_does_not_depend_on_the_devices(model) -> None:
+    """And is about that of the convolutions alone."""
+    one, two = (Bare(setting_of(model, count)).flop for count in (1, 2))
+    assert two == pytest.approx(one, rel=0.01)
+    kernels = model.variables["params"]
+    on_full = [kernels["init_conv"], kernels["down1"], kernels["up2"]]
+    products = 64 * sum(leaf.size for part in on_full for leaf in jax.tree.leaves(part))
+    assert 1 < one / (2 * 8 * products) < 3
+
+
+def test_a_pass_is_the_network(model) -> None:
+    bare = Bare(setting_of(model, 2))
+    (out,) = bare.run(1)
+    x, context = bare.args[1], bare.args[3]
+    x, context = (part.reshape(8, *part.shape[2:]) for part in jax.device_get((x, context)))
+    expected = model.network.apply(model.variables, jnp.asarray(x), 0.5, jnp.asarray(context))
+    assert np.allclose(np.asarray(out).reshape(x.shape), expected, atol=1e-5)
+
+
+def test_peaks_are_of_this_machine() -> None:
+    """Below any machine's limit, above a machine from before JAX."""
+    peaks = hardware.peaks(jax.devices()[:1])
+    assert all(1e8 < peak < 1e16 for peak in peaks)
+
+
+def test_a_batch_beyond_the_memory_is_refused(model) -> None:
+    with pytest.raises(InputError, match=r"batches=400000000 needs about .* take up to \d+ images"):
+        Bare(setting_of(model, 1, batch=400_000_000))
+
+
+# ----------------------------------------------------------------------------------- collectives
+
+
+def test_collectives_are_counted() -> None:
+    def reduce(x: jax.Array) -> jax.Array:
+        return lax.all_gather(jnp.sin(lax.pmean(x, AXIS)), AXIS)
+
+    run = data_parallel(reduce, (0,), 0, devices=jax.devices()[:2])
+    text = run.lower(np.ones((2, 3), np.float32)).compile().as_text()
+    assert hardware.count_collectives(text) == {"all-reduce": 1, "all-gather": 1}
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_sampling_has_no_collectives(model, count: int) -> None:
+    setting = setting_of(model, count, batch=2 * count)
+    jax.clear_caches()
+    with hardware.programs(setting.devices[0]) as found:
+        setting.draw(samplers.build("ddim", model.schedule, 2))
+    program = max(found, key=lambda program: program.memory)
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.variables))
+    assert program.memory > weights, "the program that holds the network"
+    assert not program.collectives
+
+
+def test_training_reduces_gradients_and_loss_at_once(model) -> None:
+    """And each BatchNorm's mean and variance, forwards and backwards."""
+    config = SMALL.override(batch_size=4)
+    length = Length(8, 4, 1)
+    step = data_parallel(
+        training.train_step(config, length),
+        (None, 0, 0, 0, None),
+        (None, None),
+        devices=jax.devices()[:2],
+    )
+    pixels = np.zeros((2, 2, 8, 8, 3), np.uint8)
+    labels, positions = np.zeros((2, 2, 3), np.float32), np.zeros((2, 2), np.int32)
+    state = training.init(config, length)
+    lowered = step.lower(state, pixels, labels, positions, jax.random.key(0))
+    text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    norms = len(jax.tree.leaves(model.variables["batch_stats"])) // 2
+    assert hardware.count_collectives(text) == {"all-reduce": 4 * norms + 1}
+
+
+# ------------------------------------------------------------------------ samplers and programs
+
+
+def test_the_registry_at_up_to_1000_steps_compiles_at_most_twice() -> None:
+    model = model_of(SMALL.override(timesteps=1000))
+    sweep = measure.count_sweep(setting_of(model, 1, batch=1), (1, 77, 1000))
+    assert sweep["runs"] == 3 * len(samplers.SAMPLERS)
+    assert 1 <= sweep["compilations"] <= 2
+
+
+def test_programs_are_compiled_cold_and_read_from_the_cache(model) -> None:
+    before = jax.config.jax_compilation_cache_dir
+    program = measure.compile_program(setting_of(model, 2))
+    assert program["cold"]["xla_seconds"] > 2 * program["cached"]["xla_seconds"] > 0
+    assert program["cold"]["seconds"] > program["cold"]["xla_seconds"]
+    assert program["collectives"] == {}
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_errors_of_solvers(model) -> None:
+    """Heun at every step is the reference; more steps are nearer; noise has no error."""
+    cases = (("heun", 40), ("ddim", 2), ("ddim", 20), ("ddpm", 40))
+    tableaus = {f"{name}:{n}": samplers.build(name, model.schedule, n) for name, n in cases}
+    errors = measure.solver_errors(setting_of(model, 2), tableaus)
+    assert errors["heun:40"] == 0
+    assert errors["ddpm:40"] is None
+    assert 0 < errors["ddim:20"] < errors["ddim:2"]
+
+
+def test_the_front_is_what_nothing_cheaper_reaches() -> None:
+    pairs = [tuple(pair) for pair in np.random.default_rng(0).integers(0, 9, (30, 2)).tolist()]
+    best = {
+        (cost, error)
+        for cost, error in pairs
+        if not any(c <= cost and e <= error and (c, e) != (cost, error) for c, e in pairs)
+    }
+    found = tables.front(pairs)
+    assert set(found) == best
+    assert found == sorted(found)
+    assert all(a[1] > b[1] for a, b in itertools.pairwise(found))
+
+
+# ----------------------------------------------------------------------------------------- the app
+
+
+def benchmark(*flags: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.benchmark", "--n_feat=8", "--timesteps=20", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_app_writes_its_results(tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    cases = ("--samplers=ddpm:20,heun:5", "--batches=2", "--device_counts=2", "--cpu_devices=2")
+    done = benchmark(*cases, "--repeats=4", "--budget=0.1s", "--nosweep", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((out / "results.json").read_text())
+    ours = [row for row in record["rows"] if row["candidate"] == "diffusion_jax"]
+    assert [(row["case"], row["devices"], row["evaluations"]) for row in ours] == [
+        *(("ddpm:20", 2, 20), ("heun:5", 2, 9))
+    ]
+    for row in ours:
+        seconds = row["seconds"]["median"]
+        assert row["images_per_second"] == pytest.approx(2 / seconds)
+        flop = record["programs"][0]["flop_per_pass"] * row["evaluations"]
+        peak = record["peaks"]["float32"]["matmul"]
+        assert row["of_matmul"] == pytest.approx(flop / seconds / peak, rel=0.05)
+    assert record["about"]["flags"]["repeats"] == 4
+    assert (out / "results.md").read_text().strip() in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samplers=dppm:5"], "samplers='dppm' is unknown: choose from ddpm"),
+        (["--samplers=ddim"], "samplers=ddim: write each as ddim:25"),
+        (["--samplers=ddim:21"], "steps=21: it must be in 1..20"),
+        (["--dtypes=float8"], "dtypes=float8: choose from float32"),
+        (["--budget=soon"], "budget=soon: write it as 150s, 5min or 1h"),
+        (["--against=tensorflow"], "against=tensorflow: choose from torch"),
+        (["--batches=0", CASE], "batches=0: give numbers from 1 up"),
+        (
+            ["--batches=3", CASE, "--device_counts=2", "--cpu_devices=2"],
+            "batch_size=3 is not divisible",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
+    done = benchmark(*flags, f"--out={tmp_path / 'none'}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "none").exists()
