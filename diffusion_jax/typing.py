@@ -1,7 +1,8 @@
 """The vocabulary of the library: arrays by shape, a level of noise, a prediction, and one error."""
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, UInt8
@@ -63,3 +64,18 @@ def require(holds: Any, message: str) -> None:
     """Raise InputError with the message unless it holds."""
     if not holds:
         raise InputError(message)
+
+
+def options_of(make: Callable[..., Any]) -> dict[str, Any]:
+    """The options of a sampler or a grid, which come after its two arguments, by their types."""
+    parameters = list(inspect.signature(make).parameters.values())[2:]
+    return {parameter.name: parameter.annotation for parameter in parameters}
+
+
+def check_kind(option: str, value: Any, kind: Any) -> None:
+    """Raise InputError unless an option has its type: a whole number may stand for a real one."""
+    kinds = tuple(get_origin(one) or one for one in get_args(kind) or (kind,))
+    wide = (*kinds, int) if float in kinds else kinds
+    right = isinstance(value, wide) and (bool in kinds or not isinstance(value, bool))
+    names = " or ".join(one.__name__ for one in kinds)
+    require(right, f"{option}={value!r}: it must be of type {names}")

@@ -1,9 +1,8 @@
 """Samplers: pure functions (schedule, grid, **options) -> Tableau, one family a file."""
 
-import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from diffusion_jax.grids import GRIDS, Grid, check
 from diffusion_jax.samplers.adams import lms, pndm
@@ -17,7 +16,7 @@ from diffusion_jax.samplers.solve import solve as solve
 from diffusion_jax.samplers.stages import dpm2, dpm_singlestep, edm, heun, restart
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import choose, require
+from diffusion_jax.typing import check_kind, choose, options_of, require
 
 SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "ddpm": ddpm,
@@ -51,14 +50,14 @@ def build(
     options go to the sampler, or to the named grid. Raises InputError for what is unknown.
     """
     make = choose(SAMPLERS, "sampler", name)
-    own_kinds = _options(make)
+    own_kinds = options_of(make)
     make_grid = choose(GRIDS, "grid", grid) if isinstance(grid, str) else partial(_given, grid)
-    of_grid = {key: kind for key, kind in _options(make_grid).items() if key not in own_kinds}
+    of_grid = {key: kind for key, kind in options_of(make_grid).items() if key not in own_kinds}
     kinds = own_kinds | of_grid
     takes = ", ".join(kinds) or "none"
     for option, value in options.items():
         require(option in kinds, f"sampler {name} takes no {option}: it takes {takes}")
-        _check_kind(option, value, kinds[option])
+        check_kind(option, value, kinds[option])
     own = {key: options.pop(key) for key in of_grid if key in options}
     return make(schedule, make_grid(schedule, steps, **own), **options)
 
@@ -66,18 +65,3 @@ def build(
 def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:
     require(grid.steps == steps, f"steps={steps}: the grid that is given has {grid.steps}")
     return check(grid)
-
-
-def _options(make: Callable[..., Any]) -> dict[str, Any]:
-    """The options of a sampler or of a grid, which come after its two arguments, by type."""
-    parameters = list(inspect.signature(make).parameters.values())[2:]
-    return {parameter.name: parameter.annotation for parameter in parameters}
-
-
-def _check_kind(option: str, value: Any, kind: Any) -> None:
-    """Raise InputError unless an option has its type: a whole number may stand for a real one."""
-    kinds = tuple(get_origin(one) or one for one in get_args(kind) or (kind,))
-    wide = (*kinds, int) if float in kinds else kinds
-    right = isinstance(value, wide) and (bool in kinds or not isinstance(value, bool))
-    names = " or ".join(one.__name__ for one in kinds)
-    require(right, f"{option}={value!r}: it must be of type {names}")
