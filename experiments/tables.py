@@ -58,7 +58,7 @@ def markdown(record: Record) -> str:
 def runs(rows: Iterable[Record]) -> str:
     """The table of runs: seconds are medians (p10 to p90)."""
     titles = [*HEAD, "passes or steps", "runs", "seconds", "images/s", "GFLOP/s"]
-    titles += ["of matmul", "of conv", "overhead, %", "times the first's", "error"]
+    titles += ["of matmul", "of conv", "overhead, %", "a pass, times ours", "error"]
     lines = []
     for row in rows:
         cells = [str(row[name]) for name in HEAD] + [str(row["evaluations"]), str(row["runs"])]

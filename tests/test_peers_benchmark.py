@@ -1,0 +1,93 @@
+"""The benchmark's peers in PyTorch: they do the same work as this library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import samplers
+from diffusion_jax.config import Config
+from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.samplers.solve import INITIAL
+from diffusion_jax.sampling import sample
+
+torch = pytest.importorskip("torch")
+loops = pytest.importorskip("experiments.peers.loops")
+torch_peers = pytest.importorskip("experiments.peers.torch_peers")
+
+pytestmark = pytest.mark.peers
+N, T, SEED = 3, 20, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=T)
+    network = config.network.build()
+    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+
+
+@pytest.fixture(scope="module")
+def peers(model):
+    return torch_peers.TorchPeers(model, N, threads=1, cuda=False)
+
+
+def noise(row: int | np.uint32) -> "torch.Tensor":
+    keys = samplers.sample_keys(jax.random.key(SEED), jnp.arange(N, dtype=jnp.uint32))
+    drawn = samplers.row_noise(keys, jnp.uint32(row), (8, 8, 3))
+    return torch.from_numpy(np.array(drawn)).permute(0, 3, 1, 2)
+
+
+def ours(model: Model, name: str, steps: int) -> np.ndarray:
+    return sample(model, samplers.build(name, model.schedule, steps), N, seed=SEED).images
+
+
+def distance(theirs: "torch.Tensor", images: np.ndarray) -> float:
+    theirs = theirs.permute(0, 2, 3, 1).numpy()
+    return float(np.linalg.norm(theirs - images) / np.linalg.norm(images))
+
+
+def test_ddim(model, peers) -> None:
+    """The notes' loop and diffusers' draw our images from our noise."""
+    network = peers.network().eval()
+    start = {"x": noise(INITIAL), "context": peers.context, "rows": 99}
+    images = ours(model, "ddim", 5)
+    assert distance(loops.ddim(network, peers.tables, steps=5, **start), images) < 1e-4
+    pytest.importorskip("diffusers")
+    scheduler = loops.diffusers_scheduler("ddim", peers.beta, 5)
+    assert distance(loops.diffusers_loop(scheduler, network, **start), images) < 1e-4
+
+
+def test_ddpm(model, peers, monkeypatch) -> None:
+    rows = iter(range(T))
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise(next(rows)))
+    drawn = loops.ddpm(
+        peers.network().eval(), peers.tables, x=noise(INITIAL), context=peers.context, rows=99
+    )
+    assert distance(drawn, ours(model, "ddpm", T)) < 1e-4
+
+
+def test_only_what_the_notes_can_is_compared(peers, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    assert {"torch eager", "torch.compile"} <= peers.samplers("ddpm", T).keys()
+    assert {"torch eager", "torch.compile"} <= peers.samplers("ddim", 5).keys()
+    for name, steps in (("ddpm", 5), ("ddim", 3), ("unipc", 5)):
+        assert not peers.samplers(name, steps)
+
+
+def test_a_compiler_that_fails_is_a_note(model, monkeypatch) -> None:
+    def fail(network: object) -> None:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    peers = torch_peers.TorchPeers(model, N, threads=1, cuda=False)
+    assert list(peers.networks) == ["torch eager"]
+    assert peers.notes == ["torch.compile failed: RuntimeError: no C++ compiler"]
+
+
+def test_training_steps_learn(model, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    peers = torch_peers.TorchPeers(model, 4, threads=1, cuda=False)
+    run = peers.training()["torch eager"].run
+    first = float(run(1))
+    run(60)
+    assert float(run(1)) < 0.9 * first
