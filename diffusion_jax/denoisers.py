@@ -33,6 +33,7 @@ def network_denoiser(
     """The denoiser of apply(x, t, context), t in [0, 1], for one batch of contexts."""
 
     def denoise(x: Images, level: Level) -> Prediction:
-        return parameterization.decode(apply(x, level.t / timesteps, context), x, level)
+        output = apply(parameterization.network_input(x, level), level.t / timesteps, context)
+        return parameterization.decode(output, x, level)
 
     return denoise

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from diffusion_jax import optimizers
 from diffusion_jax.config import Config
 from diffusion_jax.data.batches import indices
-from diffusion_jax.losses import NOISINGS, mean_squared_error
+from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, mean_squared_error
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
@@ -60,12 +60,14 @@ def train_step(config: Config, length: Length) -> Callable:
     does not depend on the device that it is on.
     """
     network = config.network.build(axis_name=AXIS)
-    target = PARAMETERIZATIONS[config.diffusion.parameterization].target
+    parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
     noising = NOISINGS[config.diffusion.noising]
     optimizer = _optimizer(config, length)
     timesteps = config.diffusion.timesteps
     schedule = config.diffusion.build()
-    alpha, sigma = (jnp.asarray(table, jnp.float32) for table in schedule[:2])
+    draw_t = TIME_SAMPLINGS[config.training.time_sampling](schedule)
+    tables = (schedule.alpha, schedule.sigma, config.loss_weights())
+    alpha, sigma, weight = (jnp.asarray(table, jnp.float32) for table in tables)
 
     def loss_of(
         params: Any, batch_stats: Any, x0: Images, context: Context, keys: Key[Array, "batch"]
@@ -73,15 +75,17 @@ def train_step(config: Config, length: Length) -> Callable:
         t, eps, kept = jax.vmap(draw)(keys)
         level = Level(t, alpha[t], sigma[t])
         level = jax.tree.map(lambda part: part[:, None, None, None], level)
+        x = noising(x0, eps, level)
         output, updates = network.apply(
             _variables(params, batch_stats),
-            noising(x0, eps, level),
+            parameterization.network_input(x, level),
             t.astype(jnp.float32) / timesteps,
             context * kept[:, None],
             train=True,
             mutable=["batch_stats"],
         )
-        loss = mean_squared_error(output, target(x0, eps, level))
+        target = parameterization.target(x0, eps, level)
+        loss = mean_squared_error(output, target, weight[t])
         return loss, updates.get("batch_stats", {})
 
     def draw(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
@@ -89,7 +93,7 @@ def train_step(config: Config, length: Length) -> Callable:
         shape = (network.height, network.height, network.in_channels)
         kept = jax.random.bernoulli(for_context, config.training.keep_probability)
         return (
-            jax.random.randint(for_t, (), 1, timesteps + 1),
+            draw_t(for_t),
             jax.random.normal(for_eps, shape),
             kept.astype(jnp.float32),
         )
