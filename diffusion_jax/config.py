@@ -10,7 +10,8 @@ from typing import Any
 from jaxtyping import Float64
 from numpy import ndarray
 
-from diffusion_jax import losses, parameterizations, schedules
+from diffusion_jax import averages, losses, parameterizations, schedules
+from diffusion_jax.averages import EMA_PROFILES
 from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
@@ -135,6 +136,20 @@ class TrainingConfig:
     )
     warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
     ema_decay: float = option(0.0, "decay of the moving average that is sampled from; 0: none")
+    ema_profile: str = option(
+        "exponential",
+        "the moving average's weights: exponential, by ema_decay; or power, of the run so far, by "
+        "ema_sigma_rel",
+        EMA_PROFILES,
+    )
+    ema_sigma_rel: float = option(
+        0.1, "width of the power average as a part of the run so far, up to 0.28"
+    )
+    ema_snapshots: int = option(
+        0,
+        "how often to store two power averages, of which experiments.ema makes others when the run "
+        "is over; 0: never",
+    )
     grad_clip: float = option(0.0, "largest norm of the gradient; 0: do not clip")
     keep_probability: float = option(0.9, "how often training shows an image's context")
     loss_weighting: str = option(
@@ -158,7 +173,9 @@ class TrainingConfig:
         choose(TIME_SAMPLINGS, "time_sampling", self.time_sampling)
         for name in ("epochs", "batch_size"):
             at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "grad_clip", "weighting_gamma", "seed"):
+        choose(EMA_PROFILES, "ema_profile", self.ema_profile)
+        averages.check(self.ema_sigma_rel, "ema_sigma_rel")
+        for name in ("warmup_steps", "ema_snapshots", "grad_clip", "weighting_gamma", "seed"):
             at_least(name, getattr(self, name), 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed}: it must be in 0..{2**32 - 1}")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("typing",),
     ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts"),
-    ("reports", "schedules", "optimizers"),
+    ("reports", "schedules", "optimizers", "averages"),
     ("grids", "parameterizations"),
     ("losses", "denoisers", "samplers"),
     ("config",),
