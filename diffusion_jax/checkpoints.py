@@ -1,22 +1,24 @@
 """A run on disk: config.json, and checkpoints under state/<step>/ by orbax.
 
 A checkpoint has two items: the model, which sampling needs, and the training, which continuing
-needs.
+needs. averages/<step>/ holds averages of the weights, of which others are made afterwards.
 """
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 
 CONFIG = "config.json"
 LARGEST = 2**20  # bytes of a configuration
 ITEMS = ("model", "training")
+AVERAGES = "averages"
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
@@ -99,6 +101,40 @@ def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
             raise InputError(f"step={step}: the checkpoints of {run} are {sorted(steps)}")
         step = max(steps) if step is None else step
         return restore(checkpoints, step, model=template)["model"]
+
+
+def save_averages(run: Path, step: int, averages: Any) -> None:
+    """Store the averages of a step, unless they are there: a continued run comes by again."""
+    with _open_averages(run) as snapshots:
+        if step not in snapshots.all_steps():
+            items = {AVERAGES: ocp.args.StandardSave(averages)}
+            snapshots.save(step, args=ocp.args.Composite(**items), force=True)
+
+
+def restore_averages(run: Path, template: Any, until: int | None = None) -> Iterator[tuple]:
+    """The stored averages (step, averages) of a run, in order, up to a step or all of them.
+
+    Raises InputError if there are none, or none of that step.
+    """
+    require(
+        (run / AVERAGES).is_dir(),
+        f"run={str(run)!r} has no snapshots of averages: train it with --ema_snapshots",
+    )
+    with _open_averages(run, read_only=True, save_interval_steps=0) as snapshots:
+        steps = sorted(snapshots.all_steps())
+        require(steps, f"run={str(run)!r} has no snapshots of averages yet")
+        require(until in (None, *steps), f"step={until}: the snapshots of {run} are {steps}")
+        for step in steps:
+            if until is None or step <= until:
+                yield step, restore(snapshots, step, averages=template)[AVERAGES]
+
+
+def _open_averages(run: Path, **options: Any) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        run.absolute() / AVERAGES,
+        options=ocp.CheckpointManagerOptions(create=not options, **options),
+        item_names=(AVERAGES,),
+    )
 
 
 def template(tree: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -8,8 +8,12 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_jax import parameterizations, schedules
-from diffusion_jax.losses import NOISINGS
+from jaxtyping import Float64
+from numpy import ndarray
+
+from diffusion_jax import averages, losses, parameterizations, schedules
+from diffusion_jax.averages import EMA_PROFILES
+from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
@@ -142,16 +146,46 @@ class TrainingConfig:
     )
     warmup_steps: int = option(0, "steps over which the learning rate rises from 0")
     ema_decay: float = option(0.0, "decay of the moving average that is sampled from; 0: none")
+    ema_profile: str = option(
+        "exponential",
+        "the moving average's weights: exponential, by ema_decay; or power, of the run so far, by "
+        "ema_sigma_rel",
+        EMA_PROFILES,
+    )
+    ema_sigma_rel: float = option(
+        0.1, "width of the power average as a part of the run so far, up to 0.28"
+    )
+    ema_snapshots: int = option(
+        0,
+        "how often to store two power averages, of which experiments.ema makes others when the run "
+        "is over; 0: never",
+    )
     grad_clip: float = option(0.0, "largest norm of the gradient; 0: do not clip")
     keep_probability: float = option(0.9, "how often training shows an image's context")
+    loss_weighting: str = option(
+        "simple", "how much each level of noise counts in the loss", WEIGHTINGS
+    )
+    weighting_gamma: float = option(
+        0.0, "gamma of the weightings min_snr and p2; 0: as in the papers, 5 and 1"
+    )
+    time_sampling: str = option(
+        "uniform",
+        "how often training visits each level of noise: uniform, or EDM's lognormal in "
+        "sigma / alpha",
+        TIME_SAMPLINGS,
+    )
     seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
 
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
         choose(LR_SCHEDULES, "lr_schedule", self.lr_schedule)
+        choose(WEIGHTINGS, "loss_weighting", self.loss_weighting)
+        choose(TIME_SAMPLINGS, "time_sampling", self.time_sampling)
         for name in ("epochs", "batch_size"):
             at_least(name, getattr(self, name), 1)
-        for name in ("warmup_steps", "grad_clip", "seed"):
+        choose(EMA_PROFILES, "ema_profile", self.ema_profile)
+        averages.check(self.ema_sigma_rel, "ema_sigma_rel")
+        for name in ("warmup_steps", "ema_snapshots", "grad_clip", "weighting_gamma", "seed"):
             at_least(name, getattr(self, name), 0)
         if self.seed >= 2**32:
             raise InputError(f"seed={self.seed}: it must be in 0..{2**32 - 1}")
@@ -185,6 +219,19 @@ class Config:
     diffusion: DiffusionConfig = DiffusionConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def __post_init__(self) -> None:
+        """Raise InputError for groups that do not fit together."""
+        self.loss_weights()
+
+    def loss_weights(self) -> Float64[ndarray, "levels"]:
+        """The weight of each level in the loss."""
+        return losses.weights(
+            self.training.loss_weighting,
+            self.diffusion.parameterization,
+            self.diffusion.build(),
+            self.training.weighting_gamma,
+        )
+
     def override(self, **values: Any) -> "Config":
         """The configuration with some fields of its groups set to other values."""
         groups = {}
@@ -204,19 +251,22 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict[str, Any], source: str) -> "Config":
-        """The inverse of to_dict. Raises InputError naming source and the fields that differ."""
+        """The inverse of to_dict. Fields that an earlier version did not have get their defaults.
+
+        Raises InputError naming source and the fields that this version does not have.
+        """
         groups = {}
         if surplus := values.keys() - {group.name for group in dataclasses.fields(Config)}:
             raise InputError(f"{source}: {', '.join(sorted(surplus))} are not this version's")
         for group in dataclasses.fields(Config):
             cls: Any = type(group.default)
             stored = values.get(group.name)
-            names = {field.name for field in dataclasses.fields(cls)}
-            if not isinstance(stored, dict) or stored.keys() != names:
-                wrong = names ^ (stored.keys() if isinstance(stored, dict) else set())
+            if not isinstance(stored, dict):
+                raise InputError(f"{source}: the fields of {group.name} are missing")
+            if surplus := stored.keys() - {field.name for field in dataclasses.fields(cls)}:
                 raise InputError(
                     f"{source}: the fields of {group.name} are not this version's: "
-                    f"{', '.join(sorted(wrong))}"
+                    f"{', '.join(sorted(surplus))}"
                 )
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
             for name, value in fields.items():

@@ -60,13 +60,13 @@ def network_denoiser(
     """
 
     def denoise(x: Images, level: Level) -> Prediction:
-        t = level.t / timesteps
+        t, inputs = level.t / timesteps, parameterization.network_input(x, level)
         if guidance is None:
-            return parameterization.decode(apply(x, t, context), x, level)
+            return parameterization.decode(apply(inputs, t, context), x, level)
         if worse is None:
-            good, bad = _both(apply, x, t, context)
+            good, bad = _both(apply, inputs, t, context)
         else:
-            good, bad = apply(x, t, context), worse(x, t, context)
+            good, bad = apply(inputs, t, context), worse(inputs, t, context)
         inside = (level.sigma > guidance.low * level.alpha) & (
             (level.sigma <= guidance.high * level.alpha) | jnp.isinf(guidance.high)
         )

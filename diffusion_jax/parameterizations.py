@@ -6,30 +6,46 @@ At a level, x = alpha x0 + sigma eps; each network output fixes both unknowns.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import Images, InputError, Level, Prediction, choose
+from diffusion_jax.typing import InputError, Level, Prediction, choose
+
+Values = Any  # Images, or their like in NumPy: what follows is arithmetic for either
+
+
+def _size(level: Level) -> Any:
+    """The standard deviation of x_t, for data of standard deviation 1, where it is above 1."""
+    size = (level.alpha**2 + level.sigma**2) ** 0.5
+    return jnp.where(size < 1 + 1e-5, 1, size)  # 1 on variance preserving schedules, not nearly 1
 
 
 class Parameterization(NamedTuple):
     """decode(output, x, level) -> Prediction, and its inverse target(x0, eps, level) -> output.
 
     needs_signal: decode divides by alpha, so that it cannot start from pure noise.
+    size: what x is divided by before the network sees it.
     """
 
-    decode: Callable[[Images, Images, Level], Prediction]
-    target: Callable[[Images, Images, Level], Images]
+    decode: Callable[[Values, Values, Level], Prediction]
+    target: Callable[[Values, Values, Level], Values]
     needs_signal: bool = False
+    size: Callable[[Level], Any] = _size
+
+    def network_input(self, x: Values, level: Level) -> Values:
+        """x as the network sees it: of about unit size at every level."""
+        return x / self.size(level)
 
 
-def _decode_eps(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_eps(output: Values, x: Values, level: Level) -> Prediction:
     return Prediction((x - level.sigma * output) / level.alpha, output)
 
 
-def _decode_x0(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_x0(output: Values, x: Values, level: Level) -> Prediction:
     return Prediction(output, (x - level.alpha * output) / level.sigma)
 
 
-def _decode_v(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_v(output: Values, x: Values, level: Level) -> Prediction:
     square = level.alpha**2 + level.sigma**2
     return Prediction(
         (level.alpha * x - level.sigma * output) / square,
@@ -37,11 +53,11 @@ def _decode_v(output: Images, x: Images, level: Level) -> Prediction:
     )
 
 
-def _decode_score(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_score(output: Values, x: Values, level: Level) -> Prediction:
     return Prediction((x + level.sigma**2 * output) / level.alpha, -level.sigma * output)
 
 
-def _decode_flow(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_flow(output: Values, x: Values, level: Level) -> Prediction:
     total = level.alpha + level.sigma
     return Prediction((x - level.sigma * output) / total, (x + level.alpha * output) / total)
 
@@ -54,7 +70,7 @@ def _edm_norm(level: Level) -> Any:
     return (level.sigma**2 + (level.alpha * SIGMA_DATA) ** 2) ** 0.5
 
 
-def _decode_edm(output: Images, x: Images, level: Level) -> Prediction:
+def _decode_edm(output: Values, x: Values, level: Level) -> Prediction:
     norm = _edm_norm(level)
     scaled, output = x / norm, output * SIGMA_DATA
     x0 = level.alpha * SIGMA_DATA**2 / norm * scaled + level.sigma / norm * output
@@ -62,7 +78,7 @@ def _decode_edm(output: Images, x: Images, level: Level) -> Prediction:
     return Prediction(x0, eps)
 
 
-def _target_edm(x0: Images, eps: Images, level: Level) -> Images:
+def _target_edm(x0: Values, eps: Values, level: Level) -> Values:
     norm = _edm_norm(level)
     return level.sigma / (SIGMA_DATA * norm) * x0 - level.alpha * SIGMA_DATA / norm * eps
 
@@ -80,8 +96,8 @@ PARAMETERIZATIONS: dict[str, Parameterization] = {
     # Liu et al. 2022, arXiv:2209.03003, eq. 1: the velocity of a straight path, eps - x0.
     "flow": Parameterization(_decode_flow, lambda x0, eps, level: eps - x0),
     # Karras et al. 2022, arXiv:2206.00364, table 1, in y = x / alpha and r = sigma / alpha:
-    # x0 = c_skip(r) y + c_out(r) output.
-    "edm": Parameterization(_decode_edm, _target_edm),
+    # x0 = c_skip(r) y + c_out(r) output, where the network sees c_in(r) y.
+    "edm": Parameterization(_decode_edm, _target_edm, size=_edm_norm),
 }
 
 

@@ -7,8 +7,11 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
 
-from diffusion_jax import checkpoints, parallel
+from diffusion_jax import averages, checkpoints, parallel
+from diffusion_jax.averages import Profile
 from diffusion_jax.config import Config
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Variables
@@ -35,6 +38,40 @@ def load_model(run: str | Path, step: int | None = None) -> Model:
     shapes = checkpoints.template(variable_shapes(network), here)
     variables = checkpoints.restore_model(run, shapes, step)
     return Model(config, network, config.diffusion.build(), variables)
+
+
+class Reconstruction(NamedTuple):
+    """A run's weights under another average, at a step; error as in averages.combine."""
+
+    step: int
+    variables: Variables
+    error: float
+
+
+def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> Reconstruction:
+    """The power-function average of a run, of any relative width, from its snapshots.
+
+    step: that of a snapshot; the newest by default. Sums are formed in float64.
+    Raises InputError if the run has no snapshots, or for a sigma_rel that cannot be.
+    """
+    run = Path(run)
+    averages.check(sigma_rel)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = checkpoints.template(variable_shapes(load_config(run).network.build()), here)
+    stored = list(checkpoints.restore_averages(run, (shapes,) * len(averages.SIGMA_RELS), step))
+    step = stored[-1][0]
+    found = averages.combine(
+        [Profile(at, width) for at, _ in stored for width in averages.SIGMA_RELS],
+        Profile(step, sigma_rel),
+    )
+    trees = [tree for _, pair in stored for tree in pair]
+
+    def total(*leaves: Array) -> Array:
+        parts = zip(found.coefficients, leaves, strict=True)
+        exact = sum(part * np.asarray(leaf, np.float64) for part, leaf in parts)
+        return jnp.asarray(exact, leaves[0].dtype)
+
+    return Reconstruction(step, jax.tree.map(total, *trees), found.error)
 
 
 def load_config(run: Path) -> Config:

@@ -12,9 +12,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from diffusion_jax import optimizers
-from diffusion_jax.config import Config
+from diffusion_jax.averages import EMA_PROFILES, SIGMA_RELS
+from diffusion_jax.config import Config, TrainingConfig
 from diffusion_jax.data.batches import indices
-from diffusion_jax.losses import NOISINGS, mean_squared_error
+from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, mean_squared_error
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, agree, data_parallel, replicate, scatter
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
@@ -25,13 +26,23 @@ CHUNK = 128  # the most steps in one dispatch
 
 
 class TrainState(NamedTuple):
-    """All that changes in training. ema has the form of the network's variables."""
+    """All that changes in training.
+
+    ema has the form of the network's variables; averages, of averages.SIGMA_RELS, are as many of
+    the same form, or none.
+    """
 
     step: Int[Array, ""]
     params: Any
     batch_stats: Any
     ema: Variables
     opt_state: Any
+    averages: tuple[Variables, ...] = ()
+
+    def without_model(self) -> dict[str, Any]:
+        """What a checkpoint stores beside ema. No averages leave no trace, as before they were."""
+        fields = self._replace(ema=None)._asdict()
+        return fields if self.averages else {k: v for k, v in fields.items() if k != "averages"}
 
 
 class Chunk(NamedTuple):
@@ -47,9 +58,13 @@ def init(config: Config, length: Length) -> TrainState:
     variables = init_variables(config.network.build(), config.training.seed)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     opt_state = _optimizer(config, length).init(params)
-    # The average starts as a copy: the state is donated, and no buffer can be given twice.
-    ema = jax.tree.map(jnp.copy, _variables(params, batch_stats))
-    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, ema, opt_state)
+    # Each average starts as a copy: the state is donated, and no buffer can be given twice.
+    count = len(SIGMA_RELS) if config.training.ema_snapshots else 0
+    ema, *averages = (
+        jax.tree.map(jnp.copy, _variables(params, batch_stats)) for _ in range(1 + count)
+    )
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, batch_stats, ema, opt_state, tuple(averages))
 
 
 def train_step(config: Config, length: Length) -> Callable:
@@ -60,12 +75,14 @@ def train_step(config: Config, length: Length) -> Callable:
     does not depend on the device that it is on.
     """
     network = config.network.build(axis_name=AXIS)
-    target = PARAMETERIZATIONS[config.diffusion.parameterization].target
+    parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
     noising = NOISINGS[config.diffusion.noising]
     optimizer = _optimizer(config, length)
     timesteps = config.diffusion.timesteps
     schedule = config.diffusion.build()
-    alpha, sigma = (jnp.asarray(table, jnp.float32) for table in schedule[:2])
+    draw_t = TIME_SAMPLINGS[config.training.time_sampling](schedule)
+    tables = (schedule.alpha, schedule.sigma, config.loss_weights())
+    alpha, sigma, weight = (jnp.asarray(table, jnp.float32) for table in tables)
 
     def loss_of(
         params: Any, batch_stats: Any, x0: Images, context: Context, keys: Key[Array, "batch"]
@@ -73,15 +90,17 @@ def train_step(config: Config, length: Length) -> Callable:
         t, eps, kept = jax.vmap(draw)(keys)
         level = Level(t, alpha[t], sigma[t])
         level = jax.tree.map(lambda part: part[:, None, None, None], level)
+        x = noising(x0, eps, level)
         output, updates = network.apply(
             _variables(params, batch_stats),
-            noising(x0, eps, level),
+            parameterization.network_input(x, level),
             t.astype(jnp.float32) / timesteps,
             context * kept[:, None],
             train=True,
             mutable=["batch_stats"],
         )
-        loss = mean_squared_error(output, target(x0, eps, level))
+        target = parameterization.target(x0, eps, level)
+        loss = mean_squared_error(output, target, weight[t])
         return loss, updates.get("batch_stats", {})
 
     def draw(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
@@ -89,7 +108,7 @@ def train_step(config: Config, length: Length) -> Callable:
         shape = (network.height, network.height, network.in_channels)
         kept = jax.random.bernoulli(for_context, config.training.keep_probability)
         return (
-            jax.random.randint(for_t, (), 1, timesteps + 1),
+            draw_t(for_t),
             jax.random.normal(for_eps, shape),
             kept.astype(jnp.float32),
         )
@@ -112,9 +131,13 @@ def train_step(config: Config, length: Length) -> Callable:
         with jax.numpy_dtype_promotion("standard"):  # which optax needs
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        decay = _ema_decay(config.training.ema_decay, state.step)
-        ema = optax.incremental_update(_variables(params, batch_stats), state.ema, 1 - decay)
-        return TrainState(state.step + 1, params, batch_stats, ema, opt_state), loss
+        new = _variables(params, batch_stats)
+        ema = _average(config.training, state.step, new, state.ema)
+        averages = tuple(
+            optax.incremental_update(new, old, EMA_PROFILES["power"](state.step, 0.0, sigma_rel))
+            for old, sigma_rel in zip(state.averages, SIGMA_RELS, strict=False)
+        )
+        return TrainState(state.step + 1, params, batch_stats, ema, opt_state, averages), loss
 
     return step
 
@@ -206,6 +229,7 @@ def _variables(params: Any, batch_stats: Any) -> Variables:
     return {"params": params, **({"batch_stats": batch_stats} if batch_stats else {})}
 
 
-def _ema_decay(decay: float, step: Array) -> Array:
-    """The decay at a step: shorter averages at the start, so that the initial weights fade."""
-    return jnp.minimum(decay, (1 + step) / (10 + step))
+def _average(training: TrainingConfig, step: Array, new: Variables, old: Variables) -> Variables:
+    """The average that is sampled from, after a step."""
+    rate = EMA_PROFILES[training.ema_profile](step, training.ema_decay, training.ema_sigma_rel)
+    return optax.incremental_update(new, old, rate)

@@ -21,6 +21,7 @@ from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import checkpoints, data, metrics, parallel, training
+from diffusion_jax.averages import snapshot_steps
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import Dataset
 from diffusion_jax.optimizers import Length
@@ -131,9 +132,10 @@ def resume(
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))
     shapes = checkpoints.template(state, shardings)
-    items = checkpoints.restore(manager, step, model=shapes.ema, training=shapes._replace(ema=None))
+    stored = shapes.without_model()
+    items = checkpoints.restore(manager, step, model=shapes.ema, training=stored)
     say(f"continuing from step {step}")
-    return TrainState(*items["training"])._replace(ema=items["model"])
+    return TrainState(**items["training"])._replace(ema=items["model"])
 
 
 def train(
@@ -149,17 +151,19 @@ def train(
     save_every = FLAGS.save_every or max(4, length.epochs // 10)
     epochs = range(save_every, length.epochs, save_every)
     saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
+    snapshots = snapshot_steps(length.steps, settings.training.ema_snapshots)
     begin = time.perf_counter()
     shown = {"unit": "step", "desc": "training", "disable": not parallel.is_first()}
     with tqdm(total=length.steps, initial=int(state.step), **shown) as bar:
         for chunk in training.fit(
-            settings, dataset.images, dataset.labels, state, devices, stops=saves
+            settings, dataset.images, dataset.labels, state, devices, stops=saves | snapshots
         ):
             step = int(chunk.state.step)
             log(folder, chunk, step, length, bar)
+            if step in snapshots and len(chunk.losses):  # before a checkpoint that follows it
+                checkpoints.save_averages(folder, step, chunk.state.averages)
             if step in saves and len(chunk.losses):
-                stored = chunk.state._replace(ema=None)
-                checkpoints.save(manager, step, chunk.state.ema, stored)
+                checkpoints.save(manager, step, chunk.state.ema, chunk.state.without_model())
                 manager.wait_until_finished()
     say(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
 

@@ -170,6 +170,37 @@ def test_a_run_cut_short_ends_as_the_uninterrupted_one_bit_for_bit(app, run, dat
         np.testing.assert_array_equal(one, two, strict=True)
 
 
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_snapshots_of_averages_survive_a_cut_and_make_other_averages(app, data, folder) -> None:
+    """--ema_snapshots=4 of 8 steps: at 2, 4, 6, 8. The run is cut after the checkpoint of 5."""
+    whole, again, wider = (folder / name for name in ("averaged", "averaged-again", "wider"))
+    extra = ("--ema_snapshots=4", "--ema_profile=power", "--report=False")
+    app("experiments.train", *data, *TRAINING, *extra, f"--run={whole}")
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "state" / "8")
+    shutil.rmtree(again / "averages" / "8")
+    app("experiments.train", *data, *TRAINING, *extra, f"--run={again}")
+    for one, two in zip(saved(again, 8), saved(whole, 8), strict=True):
+        np.testing.assert_array_equal(one, two, strict=True)
+    assert sorted(int(path.name) for path in (again / "averages").iterdir()) == [2, 4, 6, 8]
+
+    out = app("experiments.ema", f"--run={again}", "--sigma_rel=0.1", f"--to={wider}")
+    assert "the average of sigma_rel 0.1 at step 8; its weights over the steps are met to 0." in out
+    made, kept = load_model(wider), load_model(whole)  # which sampled from sigma_rel = 0.1
+    for one, two in zip(*map(jax.tree.leaves, (made.variables, kept.variables)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+    assert made.config.training.ema_sigma_rel == 0.1
+
+    refused = {
+        ("--sigma_rel=0.3", f"--run={whole}", "--to=x"): "sigma_rel=0.3: it must be above 0 and",
+        ("--sigma_rel=0.1", f"--run={wider}", "--to=x"): f"run='{wider}' has no snapshots of aver",
+        ("--sigma_rel=0.1", f"--run={whole}", "--to=x", "--step=3"): "step=3: the snapshots of",
+        ("--sigma_rel=0.1", f"--run={whole}", f"--to={wider}"): f"run='{wider}' is not empty",
+    }
+    for flags, message in refused.items():
+        assert app("experiments.ema", *flags, code=2).startswith(f"error: {message}")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_a_killed_run_ends_as_the_uninterrupted_one_bit_for_bit(app, run, data, folder) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("typing",),
     ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts", "timing"),
-    ("reports", "schedules", "optimizers", "hardware"),
+    ("reports", "schedules", "optimizers", "hardware", "averages"),
     ("grids", "parameterizations"),
     ("losses", "denoisers", "samplers"),
     ("config",),

@@ -40,7 +40,7 @@ def level_of(schedule: schedules.NoiseSchedule, t: int) -> Level:
 def test_decode_inverts_target(name: str, family: str, t: int, pair) -> None:
     """Up to rounding, as far as x tells its parts: the small one is hidden by the large one."""
     level = level_of(SCHEDULES[family], t)
-    decode, target, needs_signal = PARAMETERIZATIONS[name]
+    decode, target, needs_signal, _ = PARAMETERIZATIONS[name]
     X0, EPS = pair
     if needs_signal and level.alpha == 0:
         pytest.skip("refused, see below")

@@ -90,9 +90,10 @@ def test_resuming_changes_no_bit(on_one_device) -> None:
         assert np.array_equal(ours, whole)
 
 
-def test_loss_by_hand() -> None:
+@pytest.mark.parametrize("changes", [{}, {"schedule": "karras", "loss_weighting": "min_snr"}])
+def test_loss_by_hand(changes: dict) -> None:
     """The draws of (seed, step, position), the noising and the mean square, in NumPy."""
-    config = SMALL.override(keep_probability=0.5)
+    config = SMALL.override(keep_probability=0.5, **changes)
     state = training.init(config, LENGTH)
     step = data_parallel(
         train_step(config, LENGTH), (None, 0, 0, 0, None), (None, None), devices=jax.devices()[:1]
@@ -111,15 +112,21 @@ def test_loss_by_hand() -> None:
         clean = IMAGES[position] / 255 * 2 - 1
         x.append(schedule.alpha[t[-1]] * clean + schedule.sigma[t[-1]] * eps[-1])
     assert 0 < np.any(context, axis=1).sum() < BATCH, "some contexts are dropped, some kept"
+    alpha, sigma = schedule.alpha[t], schedule.sigma[t]
+    size = np.hypot(alpha, sigma)  # 1 on the notes' schedule
+    snr = alpha**2 / sigma**2
+    weight = np.minimum(snr, 5) / snr if changes else np.ones(BATCH)
+    assert np.any(weight < 1) == bool(changes)
     output, _ = config.network.build().apply(
         {"params": state.params, "batch_stats": state.batch_stats},
-        jnp.asarray(np.stack(x), jnp.float32),
+        jnp.asarray(np.stack(x) / size[:, None, None, None], jnp.float32),
         jnp.asarray(t, jnp.float32) / 500,
         jnp.asarray(np.stack(context)),
         train=True,
         mutable=["batch_stats"],
     )
-    assert loss == pytest.approx(np.mean((np.asarray(output) - np.stack(eps)) ** 2), rel=1e-4)
+    error = np.mean((np.asarray(output) - np.stack(eps)) ** 2, axis=(1, 2, 3))
+    assert loss == pytest.approx(np.mean(weight * error), rel=1e-4)
 
 
 def test_average_without_decay_is_the_model(on_one_device) -> None:
@@ -143,6 +150,31 @@ def test_average_by_hand() -> None:
         decay = min(0.15, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * new
     assert np.allclose(states[-1].ema["params"]["out_0"]["kernel"], average, atol=1e-6)
+
+
+def test_power_averages_by_hand() -> None:
+    """mean <- b mean + (1 - b) params, b = (1 - 1 / t)^(gamma + 1), for the paper's gammas."""
+    config = SMALL.override(ema_profile="power", ema_sigma_rel=0.1, ema_snapshots=2)
+    state = training.init(config, LENGTH)
+    states = []
+    for chunk in fit(config, IMAGES, LABELS, state, choose_devices(BATCH, 1), seconds=0.0):
+        if len(chunk.losses):
+            states.append(jax.device_get(chunk.state))
+    for gamma, average in ((16.97, states[-1].averages[0]), (6.94, states[-1].averages[1])):
+        mean = 0.0
+        for t, new in enumerate(states, 1):
+            decay = (1 - 1 / t) ** (gamma + 1)
+            mean = decay * mean + (1 - decay) * np.float64(new.params["out_0"]["kernel"])
+        assert np.allclose(average["params"]["out_0"]["kernel"], mean, atol=1e-5)
+    assert distance(states[-1].ema, states[-1].averages[1]) == 0
+    assert distance(states[-1].averages[0], states[-1].averages[1]) > 0
+
+
+def test_a_state_without_averages_is_stored_as_before_there_were_any() -> None:
+    names = {"step", "params", "batch_stats", "ema", "opt_state"}
+    assert training.init(SMALL, LENGTH).without_model().keys() == names
+    state = training.init(SMALL.override(ema_snapshots=1), LENGTH)
+    assert state.without_model().keys() == names | {"averages"}
 
 
 @pytest.mark.parametrize("changes", [{"norm": "group"}, {"parameterization": "x0"}])
