@@ -374,7 +374,7 @@ REFUSED = {
         ("--guidance=nan",): r"guidance=nan: it must be finite",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with or",
         ("--run={}/run",): r"images\.npy' holds 20 images: measuring takes two sets of 100",
-        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 1 context features; this run was",
+        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 3 context features; this run was",
         ("--run={}/none",): r"run='.*none': there is no such folder",
         ("--run={}/unfinished",): r"run='.*unfinished' has no checkpoint yet",
         ("--step=4",): r"step=4: the checkpoints of .*many are \[0\]",
@@ -481,7 +481,7 @@ def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) ->
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
     assert "class accuracy" in (folder / "new" / "ddim-2.html").read_text()
     samples = f"--samples={folder}/many.npy"
-    flags = (f"--run={folder}/many", f"--out={folder}/new", "--cpu_devices=2", samples)
+    flags = (f"--run={folder}/many", f"--out={folder}/new", "--cpu_devices=2", "--real_n=100", samples)
     out = app("experiments.evaluate", *flags)
     assert "classifier trained" not in out
     measures = json.loads((folder / "new" / "many.json").read_text())["measures"]
