@@ -480,9 +480,8 @@ def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) ->
     assert np.isfinite(numbers).all()
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
     assert "class accuracy" in (folder / "new" / "ddim-2.html").read_text()
-    samples = f"--samples={folder}/many.npy"
-    flags = (f"--run={folder}/many", f"--out={folder}/new", "--cpu_devices=2", "--real_n=100", samples)
-    out = app("experiments.evaluate", *flags)
+    command = [flag.replace("{}", str(folder)) for flag in COMMANDS["evaluate"]]
+    out = app("experiments.evaluate", *command, f"--samples={folder}/many.npy")
     assert "classifier trained" not in out
     measures = json.loads((folder / "new" / "many.json").read_text())["measures"]
     assert "class accuracy" not in measures
