@@ -467,7 +467,7 @@ REFUSED = {
         ("--guidance=nan",): r"guidance=nan: it must be finite",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with or",
         ("--run={}/run",): r"images\.npy' holds 20 images: measuring takes two sets of 100",
-        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 1 context features; this run was",
+        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 3 context features; this run was",
         ("--run={}/none",): r"run='.*none': there is no such folder",
         ("--run={}/unfinished",): r"run='.*unfinished' has no checkpoint yet",
         ("--step=4",): r"step=4: the checkpoints of .*many are \[0\]",
@@ -574,14 +574,15 @@ def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) ->
     assert np.isfinite(numbers).all()
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
     assert "class accuracy" in (folder / "new" / "ddim-2.html").read_text()
-    samples = f"--samples={folder}/many.npy"
-    flags = (f"--run={folder}/many", f"--out={folder}/new", "--cpu_devices=2", samples)
-    out = app("experiments.evaluate", *flags)
+    command = [flag.replace("{}", str(folder)) for flag in COMMANDS["evaluate"]]
+    out = app("experiments.evaluate", *command, f"--samples={folder}/many.npy")
     assert "classifier trained" not in out
     measures = json.loads((folder / "new" / "many.json").read_text())["measures"]
     assert "class accuracy" not in measures
-    assert measures["distance to training"]["samples"]["value"] < 20  # half of them are in it
-    assert measures["distance to training"]["real"]["value"] > 50
+    distance = {side: e["value"] for side, e in measures["distance to training"].items()}
+    # Of the 220 images, 100 are the other real set, and 120 are what counts as training images.
+    assert distance["samples"] == pytest.approx(distance["real"] * 100 / 220, rel=1e-5)
+    assert distance["real"] > 50
 
 
 @pytest.mark.parametrize(
