@@ -1,7 +1,6 @@
 """Metrics of a run: one JSON object a line, appended as training goes."""
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,8 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     if not (isinstance(record, dict) and {"step", "loss"} <= record.keys()):
         raise InputError(f"{where} is no record of a step and its loss: take the line out")
     step, loss = record["step"], record["loss"]
-    if type(step) is not int or type(loss) not in (int, float) or not math.isfinite(loss):
+    known = loss is None or (type(loss) in (int, float) and abs(loss) < 1e300)  # nor NaN
+    if not (type(step) is int and 0 < step < 2**31 and known):
         raise InputError(f"{where}: step={step!r}, loss={loss!r}: take the line out")
     return record
 

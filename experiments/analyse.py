@@ -70,9 +70,11 @@ def numbers(flag: str) -> list[float]:
     """The numbers of a list flag."""
     words: list[str] = FLAGS.get_flag_value(flag, [])
     try:
-        return [float(word) for word in words]
+        values = [float(word) for word in words]
     except ValueError as error:
         raise InputError(f"{flag}={','.join(words)}: they must be numbers") from error
+    require(np.all(np.isfinite(values)), f"{flag}={','.join(words)}: they must be finite")
+    return values
 
 
 def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

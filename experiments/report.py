@@ -57,9 +57,10 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
 def loss_section(run: Path) -> Section:
     """The curve of a run's losses."""
     records = metrics.read(run / "metrics.jsonl")
-    if not records:
+    known = [(record["step"], record["loss"]) for record in records if record["loss"] is not None]
+    if not known:
         return Section("Training loss", "<p>This run was not trained here.</p>")
-    steps, losses = zip(*((record["step"], record["loss"]) for record in records), strict=True)
+    steps, losses = zip(*known, strict=True)
     curve = pictures.loss_curve(None, steps, losses)
     return Section("Training loss", picture(curve, "The loss over the steps", smooth=True))
 
@@ -68,7 +69,7 @@ def summary(run: Path, model: Model) -> dict[str, object]:
     """What the head of the report says."""
     records = metrics.read(run / "metrics.jsonl")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    last = [record["loss"] for record in records[-100:]]
+    last = [record["loss"] for record in records[-100:] if record["loss"] is not None]
     return {
         "parameters": f"{parameters:,}",
         "steps": f"{len(records):,}",

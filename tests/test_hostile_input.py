@@ -227,7 +227,7 @@ CONTEXT = st.one_of(
         st.sampled_from([*CLASS_NAMES, "=", ",", ";", "none", "1e300", "1e39", "0.5", " "])
     ).map("".join),
 )
-RECORD = {"step": 1, "epoch": 0, "loss": 0.5}
+RECORD = json.dumps({"step": 1, "epoch": 0, "loss": 0.5}).encode()
 
 
 # ------------------------------------------------------------------------------------ properties
@@ -299,20 +299,20 @@ def on_state_dict(data: bytes, folder: Path) -> None:
 def on_metrics(lines: bytes, folder: Path) -> None:
     path = folder / "metrics.jsonl"
     path.write_bytes(lines)
-    metrics.truncate(path, 1)
-    assert all(record["step"] <= 1 for record in metrics.read(path))
+    records = [record for record in metrics.read(path) if record["loss"] is not None]
+    assert np.all(np.isfinite(np.array([[r["step"], r["loss"]] for r in records], float)))
 
 
 MUTATED_PICTURES = st.sampled_from(PICTURES).flatmap(
     lambda data: st.one_of(st.just(data), mutated(data))
 )
-LINES = st.lists(
-    st.one_of(
-        st.just(json.dumps(RECORD).encode()),
-        mutated(json.dumps(RECORD).encode()),
-        JUNK.map(json.dumps).map(str.encode),
-    )
-).map(b"\n".join)
+FIELDS = st.fixed_dictionaries({"step": st.integers() | JUNK, "loss": st.floats() | JUNK})
+HUGE = [{"step": 10**400, "loss": 1}, {"step": 1, "loss": 10**400}, {"step": True, "loss": None}]
+LINE = st.one_of(
+    st.just(RECORD),
+    mutated(RECORD),
+    (JUNK | FIELDS | st.sampled_from(HUGE)).map(json.dumps).map(str.encode),
+)
 SCHEDULE = schedules.build("linear", 20)
 
 
@@ -343,7 +343,7 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "labels": (NPY, on_labels),
     "pictures": (st.tuples(MUTATED_PICTURES, SUFFIXES, st.sampled_from([0, 8])), on_pictures),
     "state-dict": (STATE_DICTS, on_state_dict),
-    "metrics": (LINES, on_metrics),
+    "metrics": (st.lists(LINE).map(b"\n".join), on_metrics),
 }
 
 
