@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.manifests import write
+
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
     """Append records to a metrics file."""
@@ -19,8 +21,9 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def truncate(path: Path, last_step: int) -> None:
-    """Drop the records after last_step, which a run that resumes there will write again."""
-    if path.exists():
-        kept = [record for record in read(path) if record["step"] <= last_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+def restore(path: Path, copy: Path | None) -> None:
+    """Make a metrics file what a copy of it is, or nothing: a run that resumes goes on from it."""
+    if copy is not None and copy.exists():
+        write(path, copy.read_bytes())
+    else:
+        path.unlink(missing_ok=True)

@@ -55,6 +55,9 @@ def init(config: Config, length: Length) -> TrainState:
 def train_step(config: Config, length: Length) -> Callable:
     """The step (state, pixels, context, positions, key) -> (state, loss), for one device.
 
+    Where the loss, the gradient or what comes of them is not finite, the loss is NaN and the state
+    changes in its step alone.
+
     It must run under the mapped axis parallel.AXIS: gradients, batch statistics and the loss are
     means over it. positions number the images of the whole batch, so that the noise of an image
     does not depend on the device that it is on.
@@ -114,7 +117,12 @@ def train_step(config: Config, length: Length) -> Callable:
         params = optax.apply_updates(state.params, updates)
         decay = _ema_decay(config.training.ema_decay, state.step)
         ema = optax.incremental_update(_variables(params, batch_stats), state.ema, 1 - decay)
-        return TrainState(state.step + 1, params, batch_stats, ema, opt_state), loss
+        after = TrainState(state.step + 1, params, batch_stats, ema, opt_state)
+        finite = jnp.isfinite(optax.tree.norm((loss, grads, updates, batch_stats)))
+        after = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), after, state._replace(step=after.step)
+        )
+        return after, jnp.where(finite, loss, jnp.nan)
 
     return step
 

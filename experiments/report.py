@@ -1,20 +1,18 @@
 """report.html of a run: what a person opens to see how it went."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from diffusion_jax import contexts, metrics, pictures, samplers
+from diffusion_jax import contexts, environment, metrics, pictures, samplers
 from diffusion_jax.reports import Section, gallery, picture, table, write_report
 from diffusion_jax.runs import Model
 from diffusion_jax.sampling import frame_rows, sample
 
 SAMPLERS = (("ddim", 25), ("ddpm", 500))
 EACH = 8  # images of a class
-VERSIONS = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> Path:
@@ -37,7 +35,7 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
         body = picture(moving, f"The denoising of these images by {sampler}", caption, zoom=2)
         sections.append(Section(f"{title}: the denoising", body))
     sections += [loss_section(run), Section("Configuration", table(model.config.to_dict()))]
-    sections.append(Section("Versions", table({name: version(name) for name in VERSIONS})))
+    sections.append(Section("Versions", versions(run)))
     write_report(
         run / "report.html", title=f"Run {run.name}", summary=summary(run, model), sections=sections
     )
@@ -53,12 +51,20 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
     return list(classes), np.stack(list(classes.values()))
 
 
+def versions(run: Path) -> str:
+    """What a run was last started with; for one that was not trained here, what is here."""
+    *_, last = environment.read(run) or [{"versions": environment.versions()}]
+    shown = {"devices": ", ".join(last["devices"]), "command": " ".join(last["command"])}
+    return table(last | shown if "command" in last else last)
+
+
 def loss_section(run: Path) -> Section:
     """The curve of a run's losses."""
     records = metrics.read(run / "metrics.jsonl")
-    if not records:
+    known = [(record["step"], record["loss"]) for record in records if record["loss"] is not None]
+    if not known:
         return Section("Training loss", "<p>This run was not trained here.</p>")
-    steps, losses = zip(*((record["step"], record["loss"]) for record in records), strict=True)
+    steps, losses = zip(*known, strict=True)
     curve = pictures.loss_curve(None, steps, losses)
     return Section("Training loss", picture(curve, "The loss over the steps", smooth=True))
 
@@ -67,7 +73,7 @@ def summary(run: Path, model: Model) -> dict[str, object]:
     """What the head of the report says."""
     records = metrics.read(run / "metrics.jsonl")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
-    last = [record["loss"] for record in records[-100:]]
+    last = [record["loss"] for record in records[-100:] if record["loss"] is not None]
     return {
         "parameters": f"{parameters:,}",
         "steps": f"{len(records):,}",

@@ -9,7 +9,9 @@ continues a run that was stopped.
 """
 
 import math
+import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,22 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffusion_jax import checkpoints, data, metrics, parallel, training
+from diffusion_jax import (
+    checkpoints,
+    data,
+    environment,
+    locks,
+    metrics,
+    parallel,
+    stopping,
+    training,
+)
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import Dataset
 from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.training import Chunk, TrainState
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
 from experiments.report import write_run_report
 
@@ -38,7 +49,21 @@ flags.DEFINE_integer(
     "epochs where that is more",
 )
 flags.DEFINE_integer("keep", 3, "how many checkpoints to keep, the newest ones")
+flags.DEFINE_enum(
+    "on_nan",
+    "stop",
+    ["stop", "skip"],
+    "what to do at a step whose loss or gradient is not finite: stop, or skip its update",
+)
+flags.DEFINE_boolean(
+    "deterministic",
+    False,
+    "have GPUs take kernels that give the same bits each time, slower ones; on CPUs and TPUs it "
+    "changes nothing, for they have no others",
+)
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
+
+METRICS = "metrics.jsonl"
 
 
 def main() -> None:
@@ -46,6 +71,8 @@ def main() -> None:
     at_least("keep", FLAGS.keep, 1)
     if FLAGS.save_every is not None:
         at_least("save_every", FLAGS.save_every, 1)
+    if FLAGS.deterministic:
+        parallel.make_deterministic()
     folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
     dataset = data.load(config().data)
     settings = fill_in(config(), dataset)
@@ -56,15 +83,18 @@ def main() -> None:
         f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
         f"{length.steps} steps of {length.batch_size} on {describe(devices)}"
     )
-    checkpoints.write_config(folder, settings.to_dict())
-    with checkpoints.open_checkpoints(folder, FLAGS.keep) as manager:
-        state = resume(folder, manager, settings, length, devices)
-        if int(state.step) == length.steps:
-            print(f"{folder} is complete: {length.steps} steps")
-        else:
-            train(folder, manager, settings, dataset, state, devices, length)
-    if FLAGS.report:
-        print(f"report: {write_run_report(folder, load_model(folder), devices)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with locks.only_writer(folder):
+        checkpoints.write_config(folder, settings.to_dict())
+        with checkpoints.open_checkpoints(folder) as manager:
+            state = resume(folder, manager, settings, length, devices)
+            if int(state.step) == length.steps:
+                print(f"{folder} is complete: {length.steps} steps")
+            else:
+                environment.record(folder, environment.describe(sys.argv, devices))
+                train(folder, manager, settings, dataset, state, devices, length)
+        if FLAGS.report:
+            print(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
 
 def fill_in(settings: Config, dataset: Dataset) -> Config:
@@ -86,7 +116,10 @@ def length_in_bits(n_images: int, settings: Config) -> float:
 
 def check_folder(folder: Path, settings: Config) -> None:
     """Raise InputError unless folder is new, empty, or a run of the same configuration."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    starting = {locks.LOCK, f"{checkpoints.CONFIG}.partial"}  # all that an early end leaves
+    if not folder.exists() or (
+        folder.is_dir() and all(path.name in starting for path in folder.iterdir())
+    ):
         return
     if not (folder / checkpoints.CONFIG).is_file():
         raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
@@ -100,15 +133,18 @@ def check_folder(folder: Path, settings: Config) -> None:
 def resume(
     folder: Path, manager: Any, settings: Config, length: Length, devices: list[jax.Device]
 ) -> TrainState:
-    """The state of the newest checkpoint, or a new one."""
+    """The state of the newest sound checkpoint, or a new one; the metrics as they were then."""
     state = training.init(settings, length)
-    step = manager.latest_step()
-    metrics.truncate(folder / "metrics.jsonl", step or 0)
+    step = checkpoints.newest(folder)
+    checkpoints.set_aside(folder, step)
+    manager.reload()
     if step is None:
+        metrics.restore(folder / METRICS, None)
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))
     shapes = checkpoints.template(state, shardings)
     items = checkpoints.restore(manager, step, model=shapes.ema, training=shapes._replace(ema=None))
+    metrics.restore(folder / METRICS, folder / "state" / str(step) / METRICS)
     print(f"continuing from step {step}")
     return TrainState(*items["training"])._replace(ema=items["model"])
 
@@ -127,39 +163,77 @@ def train(
     epochs = range(save_every, length.epochs, save_every)
     saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
     begin = time.perf_counter()
-    with tqdm(total=length.steps, initial=int(state.step), unit="step", desc="training") as bar:
+    with (
+        stopping.on_signals() as request,
+        tqdm(total=length.steps, initial=int(state.step), unit="step", desc="training") as bar,
+    ):
         for chunk in training.fit(
             settings, dataset.images, dataset.labels, state, devices, stops=saves
         ):
             step = int(chunk.state.step)
-            log(folder, chunk, step, length, bar)
-            if step in saves and len(chunk.losses):
-                stored = chunk.state._replace(ema=None)
-                checkpoints.save(manager, step, chunk.state.ema, stored)
-                manager.wait_until_finished()
+            log(folder, manager, chunk, step, length, bar)
+            if len(chunk.losses) and (step in saves or request.by):
+                needed = request.by is not None or step == length.steps
+                save(folder, manager, chunk.state, step, needed)
+            if request.by:
+                bar.close()
+                print(f"{request.by.name}: {stands(folder, manager)}", file=sys.stderr)
+                sys.exit(request.exit_code)
     print(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
+    if skipped := sum(record["loss"] is None for record in metrics.read(folder / METRICS)):
+        print(f"{skipped} of them were skipped: their loss or gradient was not finite")
 
 
-def log(folder: Path, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
-    """Append each step's loss to metrics.jsonl, and show the last one in the bar."""
+def save(folder: Path, manager: Any, state: TrainState, step: int, needed: bool) -> None:
+    """Write a checkpoint. Where it fails, training goes on, unless this one is needed."""
+    stored = state._replace(ema=None)
+    try:
+        checkpoints.save(
+            manager, step, state.ema, stored, files=[folder / METRICS], keep=FLAGS.keep
+        )
+    except OSError as error:
+        if needed:
+            raise
+        message = f"{error.filename}: {error.strerror}; {stands(folder, manager)}; training goes on"
+        warnings.warn(message, RunWarning, stacklevel=2)
+
+
+def stands(folder: Path, manager: Any) -> str:
+    """Where a run that ends now will continue."""
+    step = manager.latest_step()
+    return f"{folder}/state/{step} is the last checkpoint" if step else "there is no checkpoint yet"
+
+
+def log(folder: Path, manager: Any, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
+    """Append each step's loss to the metrics, null for one skipped; show the last ones' mean.
+
+    Raises InputError at a loss or gradient that is not finite, unless such steps are skipped.
+    """
     count = len(chunk.losses)
     if not count:
         bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s")
         return
-    if not np.all(np.isfinite(chunk.losses)):
+    finite = np.isfinite(chunk.losses)
+    if FLAGS.on_nan == "stop" and not finite.all():
         raise InputError(
-            f"the loss is not finite within steps {step - count + 1}..{step}: "
-            "try a lower --learning_rate or --grad_clip=1; the last checkpoint stands"
+            f"the loss or its gradient is not finite in step {step - count + 1 + finite.argmin()}: "
+            "try a lower --learning_rate, --grad_clip=1 or --on_nan=skip; "
+            f"{stands(folder, manager)}"
         )
     epoch = [(step - count + i) * length.batch_size // length.n_images for i in range(count)]
     records = [
-        {"step": step - count + 1 + i, "epoch": epoch[i], "loss": float(loss)}
+        {
+            "step": step - count + 1 + i,
+            "epoch": epoch[i],
+            "loss": float(loss) if finite[i] else None,
+        }
         for i, loss in enumerate(chunk.losses)
     ]
-    metrics.append(folder / "metrics.jsonl", records)
+    metrics.append(folder / METRICS, records)
     rate = count * length.batch_size / chunk.seconds
     bar.update(count)
-    bar.set_postfix_str(f"loss {np.mean(chunk.losses):.4f}, {rate:,.0f} images/s")
+    mean = np.mean(chunk.losses[finite]) if finite.any() else np.nan
+    bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s")
 
 
 if __name__ == "__main__":
