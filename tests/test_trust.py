@@ -119,7 +119,7 @@ def test_a_save_that_fails_says_so_and_loses_nothing(run, monkeypatch, tmp_path,
     with checkpoints.open_checkpoints(run) as manager:
         with monkeypatch.context() as patch:
             patch.setattr(what, full)
-            with pytest.raises(OSError, match="could not be written: .*No space left"):
+            with pytest.raises(OSError, match=r"could not be written: .*No space left"):
                 checkpoints.save(manager, 21, drawn(21), files=[metrics], keep=1)
         assert sorted(path.name for path in (run / "state").iterdir()) == ["20", "3", "7"]
         assert manager.latest_step() == 20
