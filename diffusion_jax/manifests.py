@@ -9,7 +9,10 @@ MANIFEST = "manifest.json"
 
 
 def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then moved there. Raises OSError."""
+    """Write a file whole or not at all: beside its place, then moved there.
+
+    Raises OSError naming the file.
+    """
     partial = path.with_name(f"{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -17,8 +20,10 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)
         raise
 
 

@@ -8,9 +8,13 @@ from diffusion_jax.manifests import write
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    """Append records to a metrics file. Raises OSError naming it; the last line may be cut then."""
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import checkpoints, metrics, runs, training
+from diffusion_jax.data.batches import indices
 from diffusion_jax.typing import InputError, RunWarning
 
 ROOT = Path(__file__).parent.parent
@@ -277,8 +278,8 @@ def start(tmp_path):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
-    def start(run: Path) -> subprocess.Popen:
-        words = ("--epochs=40", f"--images={tmp_path}/images.npy", f"--run={run}")
+    def start(run: Path, *more: str) -> subprocess.Popen:
+        words = ("--epochs=40", f"--images={tmp_path}/images.npy", f"--run={run}", *more)
         command = [sys.executable, "-m", "experiments.train", *FLAGS, *words]
         return subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -339,3 +340,27 @@ def test_a_signal_saves_and_says_where(start, tmp_path, number, code: int) -> No
     assert step < 100
     assert metrics.read(run / "metrics.jsonl")[-1]["step"] == step
     assert not (run / "lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_divergence_stops_or_is_skipped(start, tmp_path) -> None:
+    """One image's label overflows in the network: the steps that see it are not finite."""
+    labels = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
+    labels[5] = 3e38
+    np.save(tmp_path / "labels.npy", labels)
+    run = tmp_path / "run"
+    flags = (f"--labels={tmp_path}/labels.npy", "--keep_probability=1", "--deterministic")
+    order = indices(0, 20, 8, 0, 100)
+    bad = [step + 1 for step, chosen in enumerate(order) if 5 in chosen]
+    with start(run, *flags) as process:
+        err = process.communicate()[1]
+    assert process.returncode == 2
+    assert f"the loss or its gradient is not finite in step {bad[0]}: try" in err
+    with start(run, *flags, "--on_nan=skip") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert f"{len(bad)} of them were skipped" in out
+    records = metrics.read(run / "metrics.jsonl")
+    assert [record["step"] for record in records if record["loss"] is None] == bad
+    assert all(np.isfinite(leaf).all() for leaf in content(run, 100))
