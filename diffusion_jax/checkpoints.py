@@ -1,19 +1,24 @@
 """A run on disk: config.json, and checkpoints under state/<step>/ by orbax.
 
 A checkpoint has two items: the model, which sampling needs, and the training, which continuing
-needs. averages/<step>/ holds averages of the weights, of which others are made afterwards.
+needs. Its last file is a manifest of checksums: a checkpoint is sound if it fits its manifest.
+averages/<step>/ holds averages of the weights, of which others are made afterwards.
 """
 
+import errno
 import json
 import os
-from collections.abc import Iterator
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from diffusion_jax.typing import InputError, require
+from diffusion_jax import manifests
+from diffusion_jax.typing import InputError, RunWarning, require
 
 CONFIG = "config.json"
 LARGEST = 2**20  # bytes of a configuration
@@ -23,11 +28,9 @@ AVERAGES = "averages"
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
     """Store a run's configuration, whole or not at all. Raises InputError if it cannot be."""
-    partial = run / f"{CONFIG}.partial"
     try:
         run.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(values, indent=2) + "\n")
-        os.replace(partial, run / CONFIG)
+        manifests.write(run / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"run={str(run)!r} cannot be written: {error.strerror}") from None
 
@@ -56,20 +59,95 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def open_checkpoints(run: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a run, to write; the newest keep are kept, or all."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+def open_checkpoints(run: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run, to write."""
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     return ocp.CheckpointManager(run.absolute() / "state", options=options, item_names=ITEMS)
 
 
 def save(
-    checkpoints: ocp.CheckpointManager, step: int, model: Any, training: Any | None = None
+    checkpoints: ocp.CheckpointManager,
+    step: int,
+    model: Any,
+    training: Any | None = None,
+    *,
+    files: Iterable[Path] = (),
+    keep: int | None = None,
 ) -> None:
-    """Start to write a checkpoint in the background; call wait_until_finished before the end."""
+    """Write a checkpoint, with copies of files, and seal it; then remove all but the newest keep.
+
+    Raises OSError if it cannot be written, on a full disk say; the earlier ones then stand.
+    """
     items = {"model": ocp.args.StandardSave(model)}
     if training is not None:
         items["training"] = ocp.args.StandardSave(training)
-    checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+    folder = Path(checkpoints.directory) / str(step)
+    try:
+        checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
+        if jax.process_index() == 0:
+            for file in files:
+                shutil.copyfile(file, folder / file.name)
+            manifests.seal(folder)
+    except Exception as error:
+        _remove_unfinished(Path(checkpoints.directory), step)
+        checkpoints.reload()
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(
+            number, f"the checkpoint could not be written: {error}", str(folder)
+        ) from error
+    if keep is not None and jax.process_index() == 0:
+        _prune(Path(checkpoints.directory), keep)
+    checkpoints.reload()
+
+
+def _remove_unfinished(state: Path, step: int | None = None) -> None:
+    for folder in state.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    if step is not None:
+        shutil.rmtree(state / str(step), ignore_errors=True)
+
+
+def _prune(state: Path, keep: int) -> None:
+    sealed = [step for step in _steps(state) if manifests.is_sealed(state / str(step))]
+    for step in set(_steps(state)) - set(sealed[-keep:]):
+        (state / str(step) / manifests.MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(state / str(step))
+
+
+def _steps(state: Path) -> list[int]:
+    """The steps that have a folder, sound or not, in ascending order."""
+    if not state.is_dir():
+        return []
+    return sorted(int(path.name) for path in state.iterdir() if path.name.isdecimal())
+
+
+def newest(run: Path) -> int | None:
+    """The step of the newest sound checkpoint of a run, None if there is none.
+
+    A RunWarning names those that it passes over.
+    """
+    state = run.absolute() / "state"
+    for step in reversed(_steps(state)):
+        fault = manifests.fault(state / str(step))
+        if fault is None:
+            return step
+        warnings.warn(f"{state / str(step)} is passed over: {fault}", RunWarning, stacklevel=2)
+    return None
+
+
+def set_aside(run: Path, step: int | None) -> None:
+    """Clear the way for training to go on from a step, or from none.
+
+    What newer, damaged checkpoints there are move to damaged/<step>; unfinished ones go.
+    """
+    state = run.absolute() / "state"
+    _remove_unfinished(state)
+    for damaged in _steps(state):
+        if step is None or damaged > step:
+            place = run / "damaged" / str(damaged)
+            place.parent.mkdir(exist_ok=True)
+            shutil.rmtree(place, ignore_errors=True)
+            (state / str(damaged)).rename(place)
 
 
 def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> Any:
@@ -88,18 +166,27 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> 
 
 
 def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
-    """The model of a run's newest checkpoint, or of a step. Raises InputError if there is none."""
+    """The model of a run's newest sound checkpoint, or of a step.
+
+    Raises InputError if there is none or if the step's is damaged; a RunWarning names damaged ones
+    that are newer.
+    """
     state = run.absolute() / "state"
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    if not state.is_dir():
+    steps = _steps(state)
+    if not steps:
         raise InputError(f"run={str(run)!r} has no checkpoint yet")
+    if step is None:
+        step = newest(run)
+        if step is None:
+            raise InputError(
+                f"run={str(run)!r} has no sound checkpoint, only damaged ones: {steps}"
+            )
+    elif step not in steps:
+        raise InputError(f"step={step}: the checkpoints of {run} are {steps}")
+    elif fault := manifests.fault(state / str(step)):
+        raise InputError(f"step={step}: {state / str(step)} is damaged: {fault}")
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
-        steps = checkpoints.all_steps()
-        if not steps:
-            raise InputError(f"run={str(run)!r} has no checkpoint yet")
-        if step is not None and step not in steps:
-            raise InputError(f"step={step}: the checkpoints of {run} are {sorted(steps)}")
-        step = max(steps) if step is None else step
         return restore(checkpoints, step, model=template)["model"]
 
 

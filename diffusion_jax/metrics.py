@@ -5,13 +5,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax.manifests import write
 from diffusion_jax.typing import InputError
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
+    """Append records to a metrics file. Raises OSError naming it; the last line may be cut then."""
+    try:
+        with path.open("a") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -44,8 +49,9 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     return record
 
 
-def truncate(path: Path, last_step: int) -> None:
-    """Drop the records after last_step, which a run that resumes there will write again."""
-    if path.exists():
-        kept = [record for record in read(path) if record["step"] <= last_step]
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+def restore(path: Path, copy: Path | None) -> None:
+    """Make a metrics file what a copy of it is, or nothing: a run that resumes goes on from it."""
+    if copy is not None and copy.exists():
+        write(path, copy.read_bytes())
+    else:
+        path.unlink(missing_ok=True)

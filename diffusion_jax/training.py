@@ -70,6 +70,9 @@ def init(config: Config, length: Length) -> TrainState:
 def train_step(config: Config, length: Length) -> Callable:
     """The step (state, pixels, context, positions, key) -> (state, loss), for one device.
 
+    Where the loss, the gradient or what comes of them is not finite, the loss is NaN and the state
+    changes in its step alone.
+
     It must run under the mapped axis parallel.AXIS: gradients, batch statistics and the loss are
     means over it. positions number the images of the whole batch, so that the noise of an image
     does not depend on the device that it is on.
@@ -137,7 +140,12 @@ def train_step(config: Config, length: Length) -> Callable:
             optax.incremental_update(new, old, EMA_PROFILES["power"](state.step, 0.0, sigma_rel))
             for old, sigma_rel in zip(state.averages, SIGMA_RELS, strict=False)
         )
-        return TrainState(state.step + 1, params, batch_stats, ema, opt_state, averages), loss
+        after = TrainState(state.step + 1, params, batch_stats, ema, opt_state, averages)
+        finite = jnp.isfinite(optax.tree.norm((loss, grads, updates, batch_stats)))
+        after = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), after, state._replace(step=after.step)
+        )
+        return after, jnp.where(finite, loss, jnp.nan)
 
     return step
 

@@ -25,6 +25,10 @@ class InputError(ValueError):
     """
 
 
+class RunWarning(UserWarning):
+    """Something of a run is damaged or failed, and was passed over. The message names it."""
+
+
 class Level(NamedTuple):
     """One level of noise: x_t = alpha x_0 + sigma eps.
 

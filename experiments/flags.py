@@ -4,6 +4,7 @@ import dataclasses
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diffusion_jax import parallel
 from diffusion_jax.config import Config
 from diffusion_jax.denoisers import THRESHOLDS, Guidance, check_guidance
 from diffusion_jax.runs import load_model
-from diffusion_jax.typing import InputError, require
+from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
@@ -104,14 +105,18 @@ def define_processes() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run an app. What the user gave wrong ends it with one line and exit code 2."""
+    """Run an app. What the user gave wrong ends it with one line and exit code 2.
+
+    So does what the system refuses: permissions, a full disk, a file where a folder should be.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
         try:
             if argv[1:]:
                 raise InputError(f"{' '.join(argv[1:])!r} is no flag: flags are --name=value")
             if not FLAGS["verbosity"].present:
-                logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps
+                logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps
+            warnings.showwarning = _show(warnings.showwarning)
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
             if "coordinator" in FLAGS and _is_job():
                 _run_job(main)
@@ -119,6 +124,13 @@ def run(main: Callable[[], None]) -> None:
                 main()
         except InputError as error:
             _stop(error)
+        except OSError as error:
+            if error.errno is None:  # it is not the system's
+                raise
+            where = f"{error.filename}: " if error.filename is not None else ""
+            _stop(f"{where}{error.strerror}")
+        except KeyboardInterrupt:
+            sys.exit(130)
 
     app.run(guarded, flags_parser=_parse)
 
@@ -166,7 +178,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise
 
 
-def _stop(error: Exception) -> None:
+def _show(others: Callable) -> Callable:
+    """How to show warnings: those of runs as one line, others as before."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **kwargs: Any) -> None:
+        if issubclass(category, RunWarning):
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            others(message, category, *where, **kwargs)
+
+    return show
+
+
+def _stop(error: object) -> None:
     line = " ".join(str(error).split())
     print(f"error: {line}", file=sys.stderr)
     sys.exit(2)

@@ -1,13 +1,12 @@
 """report.html of a run: what a person opens to see how it went."""
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from diffusion_jax import contexts, metrics, pictures, samplers
+from diffusion_jax import contexts, environment, metrics, pictures, samplers
 from diffusion_jax.parallel import is_first
 from diffusion_jax.reports import Section, gallery, picture, table, write_report
 from diffusion_jax.runs import Model
@@ -15,7 +14,6 @@ from diffusion_jax.sampling import frame_rows, sample
 
 SAMPLERS = (("ddim", 25), ("ddpm", 500))
 EACH = 8  # images of a class
-VERSIONS = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> Path:
@@ -38,7 +36,7 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
         body = picture(moving, f"The denoising of these images by {sampler}", caption, zoom=2)
         sections.append(Section(f"{title}: the denoising", body))
     sections += [loss_section(run), Section("Configuration", table(model.config.to_dict()))]
-    sections.append(Section("Versions", table({name: version(name) for name in VERSIONS})))
+    sections.append(Section("Versions", versions(run)))
     path = run / "report.html"
     if is_first():
         write_report(path, title=f"Run {run.name}", summary=summary(run, model), sections=sections)
@@ -52,6 +50,13 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
         return ["no context"], np.zeros((1, config.network.n_cfeat), np.float32)
     classes = contexts.by_class(config.data.class_names)
     return list(classes), np.stack(list(classes.values()))
+
+
+def versions(run: Path) -> str:
+    """What a run was last started with; for one that was not trained here, what is here."""
+    *_, last = environment.read(run) or [{"versions": environment.versions()}]
+    shown = {"devices": ", ".join(last["devices"]), "command": " ".join(last["command"])}
+    return table(last | shown if "command" in last else last)
 
 
 def loss_section(run: Path) -> Section:

@@ -10,8 +10,12 @@ continues a run that was stopped.
 
 import json
 import math
+import signal
+import sys
 import time
+import warnings
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +24,23 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffusion_jax import checkpoints, data, metrics, parallel, training
+from diffusion_jax import (
+    checkpoints,
+    data,
+    environment,
+    locks,
+    metrics,
+    parallel,
+    stopping,
+    training,
+)
 from diffusion_jax.averages import snapshot_steps
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import Dataset
 from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.training import Chunk, TrainState
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 from experiments.flags import (
     FLAGS,
     config,
@@ -51,7 +64,21 @@ flags.DEFINE_integer(
     "epochs where that is more",
 )
 flags.DEFINE_integer("keep", 3, "how many checkpoints to keep, the newest ones")
+flags.DEFINE_enum(
+    "on_nan",
+    "stop",
+    ["stop", "skip"],
+    "what to do at a step whose loss or gradient is not finite: stop, or skip its update",
+)
+flags.DEFINE_boolean(
+    "deterministic",
+    False,
+    "have GPUs take kernels that give the same bits each time, slower ones; on CPUs and TPUs it "
+    "changes nothing, for they have no others",
+)
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
+
+METRICS = "metrics.jsonl"
 
 
 def main() -> None:
@@ -59,6 +86,8 @@ def main() -> None:
     at_least("keep", FLAGS.keep, 1)
     if FLAGS.save_every is not None:
         at_least("save_every", FLAGS.save_every, 1)
+    if FLAGS.deterministic:
+        parallel.make_deterministic()
     folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
     with parallel.alike(lambda: checksum(settings, dataset)):
         dataset = data.load(config().data)
@@ -70,17 +99,22 @@ def main() -> None:
         f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
         f"{length.steps} steps of {length.batch_size} on {describe(devices)}"
     )
-    with parallel.alike():
-        if parallel.is_first():
-            checkpoints.write_config(folder, settings.to_dict())
-    with checkpoints.open_checkpoints(folder, FLAGS.keep) as manager:
-        state = resume(folder, manager, settings, length, devices)
-        if int(state.step) == length.steps:
-            say(f"{folder} is complete: {length.steps} steps")
-        else:
-            train(folder, manager, settings, dataset, state, devices, length)
-    if FLAGS.report:
-        say(f"report: {write_run_report(folder, load_model(folder), devices)}")
+    with ExitStack() as held:
+        with parallel.alike():
+            if parallel.is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locks.only_writer(folder))
+                checkpoints.write_config(folder, settings.to_dict())
+        with checkpoints.open_checkpoints(folder) as manager:
+            state = resume(folder, manager, settings, length, devices)
+            if int(state.step) == length.steps:
+                say(f"{folder} is complete: {length.steps} steps")
+            else:
+                if parallel.is_first():
+                    environment.record(folder, environment.describe(sys.argv, devices))
+                train(folder, manager, settings, dataset, state, devices, length)
+        if FLAGS.report:
+            say(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
 
 def fill_in(settings: Config, dataset: Dataset) -> Config:
@@ -108,7 +142,10 @@ def length_in_bits(n_images: int, settings: Config) -> float:
 
 def check_folder(folder: Path, settings: Config) -> None:
     """Raise InputError unless folder is new, empty, or a run of the same configuration."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    starting = {locks.LOCK, f"{checkpoints.CONFIG}.partial"}  # all that an early end leaves
+    if not folder.exists() or (
+        folder.is_dir() and all(path.name in starting for path in folder.iterdir())
+    ):
         return
     if not (folder / checkpoints.CONFIG).is_file():
         raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
@@ -122,12 +159,10 @@ def check_folder(folder: Path, settings: Config) -> None:
 def resume(
     folder: Path, manager: Any, settings: Config, length: Length, devices: list[jax.Device]
 ) -> TrainState:
-    """The state of the newest checkpoint, or a new one."""
+    """The state of the newest sound checkpoint, or a new one; the metrics as they were then."""
     state = training.init(settings, length)
-    step = manager.latest_step()
-    with parallel.alike():
-        if parallel.is_first():
-            metrics.truncate(folder / "metrics.jsonl", step or 0)
+    step = make_way(folder)
+    manager.reload()
     if step is None:
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, parallel.replicate(0, devices))
@@ -136,6 +171,19 @@ def resume(
     items = checkpoints.restore(manager, step, model=shapes.ema, training=stored)
     say(f"continuing from step {step}")
     return TrainState(**items["training"])._replace(ema=items["model"])
+
+
+def make_way(folder: Path) -> int | None:
+    """The step from which to go on, with the metrics as they were then; None at the start."""
+    step = None
+    with parallel.alike():
+        if parallel.is_first():
+            step = checkpoints.newest(folder)
+            checkpoints.set_aside(folder, step)
+            copy = None if step is None else folder / "state" / str(step) / METRICS
+            metrics.restore(folder / METRICS, copy)
+    agreed = parallel.agree(-1 if step is None else step)
+    return None if agreed < 0 else agreed
 
 
 def train(
@@ -153,42 +201,88 @@ def train(
     saves = {length.end_of_epoch(epoch) for epoch in epochs} | {length.steps}
     snapshots = snapshot_steps(length.steps, settings.training.ema_snapshots)
     begin = time.perf_counter()
-    shown = {"unit": "step", "desc": "training", "disable": not parallel.is_first()}
-    with tqdm(total=length.steps, initial=int(state.step), **shown) as bar:
+    with (
+        stopping.on_signals() as request,
+        tqdm(
+            total=length.steps,
+            initial=int(state.step),
+            unit="step",
+            desc="training",
+            disable=not parallel.is_first(),
+        ) as bar,
+    ):
         for chunk in training.fit(
             settings, dataset.images, dataset.labels, state, devices, stops=saves | snapshots
         ):
             step = int(chunk.state.step)
-            log(folder, chunk, step, length, bar)
+            log(folder, manager, chunk, step, length, bar)
             if step in snapshots and len(chunk.losses):  # before a checkpoint that follows it
                 checkpoints.save_averages(folder, step, chunk.state.averages)
-            if step in saves and len(chunk.losses):
-                checkpoints.save(manager, step, chunk.state.ema, chunk.state.without_model())
-                manager.wait_until_finished()
+            asked = parallel.agree(request.by or 0)
+            if len(chunk.losses) and (step in saves or asked):
+                save(folder, manager, chunk.state, step, bool(asked) or step == length.steps)
+            if asked:
+                bar.close()
+                if parallel.is_first():
+                    name = signal.Signals(asked).name
+                    print(f"{name}: {stands(folder, manager)}", file=sys.stderr)
+                sys.exit(128 + asked)
     say(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
+    if skipped := sum(record["loss"] is None for record in metrics.read(folder / METRICS)):
+        say(f"{skipped} of them were skipped: their loss or gradient was not finite")
 
 
-def log(folder: Path, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
-    """Append each step's loss to metrics.jsonl, and show the last one in the bar."""
+def save(folder: Path, manager: Any, state: TrainState, step: int, needed: bool) -> None:
+    """Write a checkpoint. Where it fails, training goes on, unless this one is needed."""
+    stored = state.without_model()
+    try:
+        checkpoints.save(
+            manager, step, state.ema, stored, files=[folder / METRICS], keep=FLAGS.keep
+        )
+    except OSError as error:
+        if needed:
+            raise
+        message = f"{error.filename}: {error.strerror}; {stands(folder, manager)}; training goes on"
+        warnings.warn(message, RunWarning, stacklevel=2)
+
+
+def stands(folder: Path, manager: Any) -> str:
+    """Where a run that ends now will continue."""
+    step = manager.latest_step()
+    return f"{folder}/state/{step} is the last checkpoint" if step else "there is no checkpoint yet"
+
+
+def log(folder: Path, manager: Any, chunk: Chunk, step: int, length: Length, bar: tqdm) -> None:
+    """Append each step's loss to the metrics, null for one skipped; show the last ones' mean.
+
+    Raises InputError at a loss or gradient that is not finite, unless such steps are skipped.
+    """
     count = len(chunk.losses)
     if not count:
         bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s")
         return
-    if not np.all(np.isfinite(chunk.losses)):
+    finite = np.isfinite(chunk.losses)
+    if FLAGS.on_nan == "stop" and not finite.all():
         raise InputError(
-            f"the loss is not finite within steps {step - count + 1}..{step}: "
-            "try a lower --learning_rate or --grad_clip=1; the last checkpoint stands"
+            f"the loss or its gradient is not finite in step {step - count + 1 + finite.argmin()}: "
+            "try a lower --learning_rate, --grad_clip=1 or --on_nan=skip; "
+            f"{stands(folder, manager)}"
         )
     epoch = [(step - count + i) * length.batch_size // length.n_images for i in range(count)]
     records = [
-        {"step": step - count + 1 + i, "epoch": epoch[i], "loss": float(loss)}
+        {
+            "step": step - count + 1 + i,
+            "epoch": epoch[i],
+            "loss": float(loss) if finite[i] else None,
+        }
         for i, loss in enumerate(chunk.losses)
     ]
     if parallel.is_first():
-        metrics.append(folder / "metrics.jsonl", records)
+        metrics.append(folder / METRICS, records)
     rate = count * length.batch_size / chunk.seconds
     bar.update(count)
-    bar.set_postfix_str(f"loss {np.mean(chunk.losses):.4f}, {rate:,.0f} images/s")
+    mean = np.mean(chunk.losses[finite]) if finite.any() else np.nan
+    bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def drawn(app, run, folder) -> np.ndarray:
 
 def test_a_run_holds_its_configuration_checkpoints_losses_and_report(run) -> None:
     assert {path.name for path in run.iterdir()} == {
-        *("config.json", "state", "metrics.jsonl", "report.html")
+        *("config.json", "environment.json", "state", "metrics.jsonl", "report.html")
     }
     config = load_config(run)
     assert (config.network.height, config.network.n_cfeat, config.network.n_feat) == (8, 3, 8)

@@ -272,24 +272,20 @@ def test_records_are_appended_and_read_back_exactly(tmp_path) -> None:
     assert len(path.read_text().splitlines()) == len(RECORDS), "a line for each record"
 
 
-def test_a_last_line_cut_short_is_left_out_and_then_dropped(tmp_path) -> None:
+def test_a_last_line_cut_short_is_left_out(tmp_path) -> None:
     path = tmp_path / "metrics.jsonl"
     metrics.append(path, RECORDS)
     path.write_text(path.read_text()[:-5])
     assert metrics.read(path) == RECORDS[:-1]
-    metrics.truncate(path, 7)
-    metrics.append(path, RECORDS[-1:])
-    assert metrics.read(path) == RECORDS
 
 
-@pytest.mark.parametrize("last", [0, 1, 4, 7, 100])
-def test_truncate_drops_what_comes_after_a_step(tmp_path, last: int) -> None:
-    path = tmp_path / "metrics.jsonl"
-    metrics.append(path, RECORDS)
-    metrics.truncate(path, last)
-    assert metrics.read(path) == RECORDS[:last]
-
-
-def test_truncate_makes_no_file(tmp_path) -> None:
-    metrics.truncate(tmp_path / "metrics.jsonl", 0)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("damage", ["", '{"step": 1, "lo', '{"step": 9}\n', None])
+def test_metrics_become_what_a_copy_of_them_is(tmp_path, damage: str | None) -> None:
+    path, copy = tmp_path / "metrics.jsonl", tmp_path / "copy.jsonl"
+    metrics.append(copy, RECORDS)
+    if damage is not None:
+        path.write_text(damage)
+    metrics.restore(path, copy)
+    assert path.read_bytes() == copy.read_bytes()
+    metrics.restore(path, None)
+    assert not path.exists()

@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import what stands in a lower layer, and its own package.
 LAYERS = (
-    ("typing",),
+    ("typing", "manifests", "stopping"),
+    ("locks", "environment"),
     ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts", "timing"),
     ("reports", "schedules", "optimizers", "hardware", "averages"),
     ("grids", "parameterizations"),

@@ -1,0 +1,265 @@
+"""Runs that can be trusted: damage is found and passed over, divergence stops, one process writes.
+
+The faults of one checkpoint here; a campaign of hundreds in test_faults.py (make test-slow).
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import checkpoints, environment, locks, manifests, stopping, training
+from diffusion_jax.config import Config
+from diffusion_jax.optimizers import Length
+from diffusion_jax.parallel import choose_devices
+from diffusion_jax.runs import load_model, variable_shapes
+from diffusion_jax.typing import InputError, RunWarning
+
+CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
+STEPS = (3, 7, 20)
+
+
+def drawn(seed: int):
+    rng = np.random.default_rng(seed)
+    shapes = variable_shapes(CONFIG.network.build())
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+
+
+def is_drawn(variables, seed: int) -> bool:
+    pairs = zip(jax.tree.leaves(variables), jax.tree.leaves(drawn(seed)), strict=True)
+    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trust") / "run"
+    checkpoints.write_config(folder, CONFIG.to_dict())
+    with checkpoints.open_checkpoints(folder) as manager:
+        for step in STEPS:
+            checkpoints.save(manager, step, drawn(step))
+    return folder
+
+
+@pytest.fixture
+def run(whole, tmp_path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def largest(folder: Path) -> Path:
+    return max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(data)
+
+
+# What is done to a checkpoint's folder, and what the warning says of it.
+DAMAGES = {
+    "bit": (lambda folder: flip(largest(folder)), "is damaged"),
+    "cut": (lambda folder: os.truncate(largest(folder), 100), "is damaged"),
+    "gone": (lambda folder: largest(folder).unlink(), "is missing"),
+    "item gone": (lambda folder: shutil.rmtree(folder / "model"), "is missing"),
+    "added": (lambda folder: (folder / "model" / "x").write_text(""), "model/x does not belong"),
+    "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
+    "manifest cut": (lambda folder: os.truncate(folder / "manifest.json", 50), "manifest.json is"),
+    "manifest": (lambda folder: flip(folder / "manifest.json"), "is damaged|is missing"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_the_newest_sound_checkpoint_is_used_and_the_damaged_one_named(run, name: str) -> None:
+    damage, says = DAMAGES[name]
+    damage(run / "state" / "20")
+    with pytest.warns(RunWarning, match=rf"state/20 is passed over: .*({says})"):
+        model = load_model(run)
+    assert is_drawn(model.variables, 7)
+    with pytest.raises(InputError, match=rf"step=20: .*state/20 is damaged: .*({says})"):
+        load_model(run, 20)
+    assert is_drawn(load_model(run, 3).variables, 3)
+
+
+def test_a_run_without_a_sound_checkpoint_loads_nothing(run) -> None:
+    for step in STEPS:
+        flip(largest(run / "state" / str(step)))
+    with (
+        pytest.warns(RunWarning),
+        pytest.raises(InputError, match=r"no sound checkpoint, only damaged ones: \[3, 7, 20\]"),
+    ):
+        load_model(run)
+
+
+def test_damaged_checkpoints_are_set_aside_and_their_steps_written_again(run) -> None:
+    flip(largest(run / "state" / "20"))
+    (run / "state" / "30.orbax-checkpoint-tmp").mkdir()
+    checkpoints.set_aside(run, 7)
+    assert sorted(path.name for path in (run / "state").iterdir()) == ["3", "7"]
+    assert (run / "damaged" / "20" / "model").is_dir()
+    with checkpoints.open_checkpoints(run) as manager:
+        checkpoints.save(manager, 20, drawn(4))
+    assert is_drawn(load_model(run).variables, 4)
+
+
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("what", ["shutil.copyfile", "os.replace", "os.fsync"])
+def test_a_save_that_fails_says_so_and_loses_nothing(run, monkeypatch, tmp_path, what) -> None:
+    """Whatever fails of a save, with only one checkpoint to be kept."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("1\n")
+    with checkpoints.open_checkpoints(run) as manager:
+        with monkeypatch.context() as patch:
+            patch.setattr(what, full)
+            with pytest.raises(OSError, match=r"could not be written: .*No space left"):
+                checkpoints.save(manager, 21, drawn(21), files=[metrics], keep=1)
+        assert sorted(path.name for path in (run / "state").iterdir()) == ["20", "3", "7"]
+        assert manager.latest_step() == 20
+        checkpoints.save(manager, 21, drawn(21), files=[metrics], keep=1)
+    assert [path.name for path in (run / "state").iterdir()] == ["21"]
+    assert (run / "state/21/metrics.jsonl").read_text() == "1\n"
+    assert is_drawn(load_model(run).variables, 21)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    manifests.write(path, b"old")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        manifests.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# -------------------------------------------------------------------------------- one writer
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from diffusion_jax.locks import only_writer
+with only_writer(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_folder_has_one_writer_and_outlives_it(tmp_path) -> None:
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        said = (
+            rf"run='{tmp_path}' is being written by process {holder.pid} on {os.uname().nodename}"
+        )
+        with pytest.raises(InputError, match=said), locks.only_writer(tmp_path):
+            pass
+        holder.kill()
+    assert (tmp_path / "lock").exists()
+    with locks.only_writer(tmp_path):
+        assert str(os.getpid()) in (tmp_path / "lock").read_text()
+        with pytest.raises(InputError, match="is being written"), locks.only_writer(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("holder", "free"),
+    [("", True), ("{host} {dead}", True), ("{host} {alive}", False), ("other 1", False)],
+)
+def test_without_locks_of_the_file_system_the_process_is_looked_for(
+    tmp_path, monkeypatch, holder: str, free: bool
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    names = {"host": os.uname().nodename, "dead": ended.pid, "alive": os.getpid()}
+    (tmp_path / "lock").write_text(holder.format(**names))
+
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    if free:
+        with locks.only_writer(tmp_path):
+            pass
+        return
+    with (
+        pytest.raises(InputError, match="is being written by process"),
+        locks.only_writer(tmp_path),
+    ):
+        pass
+
+
+# ---------------------------------------------------------------------- signals, environment
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_asks_and_the_second_ends(number, code: int) -> None:
+    before = signal.getsignal(number)
+    with stopping.on_signals() as request:
+        assert request.by is None
+        signal.raise_signal(number)
+        assert (request.by, 128 + (request.by or 0)) == (number, code)
+        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(number) == before
+
+
+def test_the_environment_of_each_start_is_kept(tmp_path) -> None:
+    for command in (["train", "--seed=1"], ["train"]):
+        environment.record(tmp_path, environment.describe(command, jax.devices()))
+    first, second = environment.read(tmp_path)
+    assert (first["command"], second["command"]) == (["train", "--seed=1"], ["train"])
+    assert first["versions"]["jax"] == jax.__version__
+    assert first["devices"] == ["cpu"] * 8
+    os.truncate(tmp_path / "environment.json", 30)
+    with pytest.warns(RunWarning, match=r"environment\.json is damaged"):
+        environment.record(tmp_path, first)
+    assert environment.read(tmp_path) == [first]
+
+
+def test_the_commit_is_that_of_the_working_tree(tmp_path) -> None:
+    assert environment.commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    head = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+    assert environment.commit(tmp_path) == head
+    (tmp_path / "new").write_text("")
+    assert environment.commit(tmp_path) == head + "+"
+
+
+# -------------------------------------------------------------------------------- divergence
+
+
+def test_a_step_that_is_not_finite_changes_the_step_alone() -> None:
+    """One image's label overflows in the network: every step that sees it diverges, no other."""
+    n, batch = 24, 8
+    config = CONFIG.override(batch_size=batch, epochs=2, ema_decay=0.9, keep_probability=1.0)
+    images = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
+    labels = np.eye(3, dtype=np.float32)[np.arange(n) % 3]
+    labels[5] = 3e38
+    state = training.init(config, Length(n, batch, 2))
+    before, skipped = jax.device_get(state), []
+    order = training.indices(config.training.seed, n, batch, 0, 6)
+    for chunk in training.fit(config, images, labels, state, choose_devices(batch, 2), seconds=0.0):
+        after = jax.device_get(chunk.state)
+        for loss in chunk.losses:
+            skipped.append(bool(np.isnan(loss)))
+            same = [
+                np.array_equal(old, new)
+                for old, new in zip(
+                    jax.tree.leaves(before[1:]), jax.tree.leaves(after[1:]), strict=True
+                )
+            ]
+            assert all(same) if skipped[-1] else not any(same[:10])
+            assert after.step == before.step + 1
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+        before = after
+    assert skipped == [5 in chosen for chosen in order]
+    assert sum(skipped) == 2
