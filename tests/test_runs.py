@@ -13,7 +13,13 @@ import pytest
 from diffusion_jax import checkpoints, parallel, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
-from diffusion_jax.runs import load_config, load_model, save_model, variable_shapes
+from diffusion_jax.runs import (
+    load_config,
+    load_model,
+    reconstruct,
+    save_model,
+    variable_shapes,
+)
 from diffusion_jax.training import TrainState
 from diffusion_jax.typing import InputError
 
@@ -232,3 +238,21 @@ def test_a_checkpoint_without_training_continues_nothing(run, state) -> None:
         pytest.raises(InputError, match="state/20 does not hold this run's model, training"),
     ):
         checkpoints.restore(manager, 20, model=shapes.ema, training=shapes._replace(ema=None))
+
+
+def test_an_average_is_made_of_stored_ones(tmp_path, shapes) -> None:
+    """Snapshots that hold the steps 4 and 8; one stored twice stays what it was."""
+    checkpoints.write_config(tmp_path, CONFIG.to_dict())
+    with pytest.raises(InputError, match="has no snapshots of averages: train it with --ema_snap"):
+        reconstruct(tmp_path, 0.1)
+    for step in (4, 8, 8):
+        pair = tuple(drawn(shapes, step + i) for i in (0, 1))
+        checkpoints.save_averages(tmp_path, step, pair)
+    checkpoints.save_averages(tmp_path, 4, pair)
+    for step, seed in ((None, 9), (4, 5)):
+        found = reconstruct(tmp_path, 0.1, step)
+        leaves = (jax.tree.leaves(tree) for tree in (found.variables, drawn(shapes, seed)))
+        for one, two in zip(*leaves, strict=True):
+            np.testing.assert_allclose(one, two, rtol=0, atol=1e-3)  # of values around 100
+    with pytest.raises(InputError, match=r"step=5: the snapshots of .* are \[4, 8\]"):
+        reconstruct(tmp_path, 0.1, 5)
