@@ -12,6 +12,7 @@ from diffusion_jax.losses import NOISINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.schedules import SCHEDULES, NoiseSchedule
 from diffusion_jax.typing import InputError, choose
 
@@ -135,10 +136,17 @@ class TrainingConfig:
     grad_clip: float = option(0.0, "largest norm of the gradient; 0: do not clip")
     keep_probability: float = option(0.9, "how often training shows an image's context")
     seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
+    dtype: str = option(
+        "float32",
+        "what the network computes in, in training; tf32: float32 with products rounded to TF32 "
+        "on GPUs. Weights and optimizer are in float32",
+        PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
         choose(LR_SCHEDULES, "lr_schedule", self.lr_schedule)
+        choose(PRECISIONS, "dtype", self.dtype)
         for name in ("epochs", "batch_size"):
             at_least(name, getattr(self, name), 1)
         for name in ("warmup_steps", "grad_clip", "seed"):

@@ -11,8 +11,10 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from diffusion_jax import samplers
 from diffusion_jax.denoisers import Apply, guided, network_denoiser
+from diffusion_jax.networks import fold_batch_norm
 from diffusion_jax.parallel import data_parallel, merge, replicate, split
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
@@ -43,6 +45,7 @@ def sample(
     devices: Sequence[jax.Device] | None = None,
     rows: int | None = None,
     how: str = "pmap",
+    dtype: str = "float32",
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -51,7 +54,8 @@ def sample(
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
-    Raises InputError for a context of the wrong shape, before anything is compiled.
+    dtype: what the network computes in, a name in precisions.PRECISIONS; all else is in float32.
+    Raises InputError for a context of the wrong shape or an unknown dtype, before anything is compiled.
     """
     context = _check_context(model, n, context)
     if not 0 <= seed < 2**32:
@@ -60,11 +64,12 @@ def sample(
     batch_size = batch_size or n
     batch_size += -batch_size % len(devices)
     run = _compiled(
-        model.network,
+        computing_in(model.network, dtype),
         model.config.diffusion.parameterization,
         model.schedule.steps,
         tuple(devices),
         how,
+        dtype,
     )
     table = to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, REGISTERS))
     shared = replicate(
@@ -93,8 +98,14 @@ def sample(
 
 @lru_cache
 def _compiled(
-    network: Any, parameterization: str, timesteps: int, devices: tuple[jax.Device, ...], how: str
+    network: Any,
+    parameterization: str,
+    timesteps: int,
+    devices: tuple[jax.Device, ...],
+    how: str,
+    dtype: str,
 ) -> Any:
+    @products_in(dtype)
     def on_one_device(
         variables: Variables,
         tableau: Tableau,
@@ -109,7 +120,8 @@ def _compiled(
         keys = samplers.sample_keys(jax.random.key(seed), ids)
         shape = (network.height, network.height, network.in_channels)
         x = noise_scale * samplers.row_noise(keys, jnp.asarray(INITIAL), shape)
-        apply: Apply = partial(network.apply, variables)
+        folded, variables = fold_batch_norm(network, variables)  # once, before the loop
+        apply: Apply = partial(folded.apply, variables)
         if guidance is not None:
             apply = guided(apply, guidance)
         decode = PARAMETERIZATIONS[parameterization]

@@ -18,6 +18,7 @@ from diffusion_jax.losses import NOISINGS, mean_squared_error
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import init_variables
 from diffusion_jax.typing import Context, Images, Level, Pixels, Variables
 
@@ -59,7 +60,8 @@ def train_step(config: Config, length: Length) -> Callable:
     means over it. positions number the images of the whole batch, so that the noise of an image
     does not depend on the device that it is on.
     """
-    network = config.network.build(axis_name=AXIS)
+    dtype = config.training.dtype
+    network = computing_in(config.network.build(axis_name=AXIS), dtype)
     target = PARAMETERIZATIONS[config.diffusion.parameterization].target
     noising = NOISINGS[config.diffusion.noising]
     optimizer = _optimizer(config, length)
@@ -94,6 +96,7 @@ def train_step(config: Config, length: Length) -> Callable:
             kept.astype(jnp.float32),
         )
 
+    @products_in(dtype)
     def step(
         state: TrainState,
         pixels: Pixels,

@@ -1,8 +1,10 @@
 """Flags shared by the apps: the configuration's fields as flags, and errors as one line."""
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from experiments.presets import PRESETS
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
 FLAGS = flags.FLAGS
+WORTH_KEEPING = 0.1  # seconds of compilation
 
 
 def define_config() -> None:
@@ -49,6 +52,8 @@ def define_devices() -> None:
 def run(main: Callable[[], None]) -> None:
     """Run an app. What the user gave wrong ends it with one line and exit code 2."""
 
+    _define_cache()
+
     def guarded(argv: Sequence[str]) -> None:
         try:
             if argv[1:]:
@@ -56,11 +61,38 @@ def run(main: Callable[[], None]) -> None:
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.ERROR)  # orbax reports each of its steps
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
+            _use_cache(FLAGS["compilation_cache_dir"].value)
             main()
         except InputError as error:
             _stop(error)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _define_cache() -> None:
+    if "compilation_cache_dir" not in FLAGS:
+        flags.DEFINE_string(
+            "compilation_cache_dir",
+            None,
+            "where compiled programs are kept for the next time; empty: nowhere; by default "
+            "JAX_COMPILATION_CACHE_DIR, or diffusion_jax in the user's cache folder",
+        )
+
+
+def _use_cache(folder: str | None) -> None:
+    """Have JAX keep what it compiles; an environment variable of JAX's own goes before a default.
+
+    Raises InputError where folder is a file.
+    """
+    if folder is None and jax.config.jax_compilation_cache_dir is None:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(caches) / "diffusion_jax")
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"compilation_cache_dir={folder!r} is a file: name a folder")
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", folder or None)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

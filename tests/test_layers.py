@@ -10,13 +10,23 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import what stands in a lower layer, and its own package.
 LAYERS = (
     ("typing",),
-    ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts"),
+    (
+        "networks",
+        "data",
+        "parallel",
+        "checkpoints",
+        "metrics",
+        "pictures",
+        "contexts",
+        "precisions",
+    ),
     ("reports", "schedules", "optimizers"),
     ("grids", "parameterizations"),
     ("losses", "denoisers", "samplers"),
     ("config",),
     ("runs",),
     ("training", "sampling", "timing"),
+    ("exporting",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "diffusion_jax").rglob("*.py"))

@@ -18,7 +18,7 @@ from diffusion_jax.networks.convolution import Maps, convolve
 from diffusion_jax.typing import Images, Key
 
 Layers = list[Callable[..., Array]]
-MakeNorm = Callable[[int], nn.Module]  # features -> a module, to be called as norm(x, train)
+MakeNorm = Callable[[int], Callable[..., Array]]  # features -> norm, called as norm(x, train)
 
 gelu = partial(nn.gelu, approximate=False)  # the exact one, by erf
 
@@ -140,6 +140,11 @@ class BatchNorm(nn.Module):
         mean = average(x.mean((0, 1, 2)))
         var = average(jnp.square(x - spread(mean)).mean((0, 1, 2)))  # two passes: no cancellation
         return mean, var, var * (count / max(count - 1, 1))
+
+
+def no_norm(x: Images, train: bool = False) -> Images:
+    """Leave the input as it is."""
+    return x
 
 
 class GroupNorm(nn.Module):
