@@ -55,7 +55,7 @@ def sample(
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
     dtype: what the network computes in, a name in precisions.PRECISIONS; all else is in float32.
-    Raises InputError for a context of the wrong shape or an unknown dtype, before anything is compiled.
+    Raises InputError for a context of the wrong shape or an unknown dtype, before it compiles.
     """
     context = _check_context(model, n, context)
     if not 0 <= seed < 2**32:

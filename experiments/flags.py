@@ -84,7 +84,7 @@ def _use_cache(folder: str | None) -> None:
 
     Raises InputError where folder is a file.
     """
-    if folder is None and jax.config.jax_compilation_cache_dir is None:
+    if folder is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = str(Path(caches) / "diffusion_jax")
     if folder and Path(folder).exists() and not Path(folder).is_dir():

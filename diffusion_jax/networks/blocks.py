@@ -182,8 +182,8 @@ class ResidualConvBlock(nn.Module):
     def setup(self) -> None:
         """Name the layers as the state_dict does."""
         features, dtype = self.features, self.dtype
-        self.conv1 = [Conv(self.in_features, features, 3, dtype), self.norm(features)]
-        self.conv2 = [Conv(features, features, 3, dtype), self.norm(features)]
+        self.conv1: Layers = [Conv(self.in_features, features, 3, dtype), self.norm(features)]
+        self.conv2: Layers = [Conv(features, features, 3, dtype), self.norm(features)]
         if self.residual and self.project and self.in_features != features:
             self.shortcut = Conv(self.in_features, features, 1, dtype)
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util as traverse
 import jax.numpy as jnp
 
@@ -10,7 +9,7 @@ from diffusion_jax.networks.blocks import BatchNorm
 from diffusion_jax.typing import Variables
 
 
-def fold_batch_norm(network: Any, variables: Variables) -> tuple[nn.Module, Variables]:
+def fold_batch_norm(network: Any, variables: Variables) -> tuple[Any, Variables]:
     """The network that computes the same, out of training, with its BatchNorms in its kernels.
 
     With the running mean m and variance v, a BatchNorm after a convolution with kernel k and bias
