@@ -99,7 +99,7 @@ def test_stored_groups_and_fields_that_are_missing_are_named() -> None:
     with pytest.raises(InputError, match=r"fields of training are not this version's: epochs$"):
         Config.from_dict(stored, "x")
     del stored["training"]
-    with pytest.raises(InputError, match=r"fields of training are not .*batch_size, ema_decay"):
+    with pytest.raises(InputError, match=r"fields of training are not .*batch_size, dtype, ema_decay"):
         Config.from_dict(stored, "x")
 
 
