@@ -17,6 +17,7 @@ from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.schedules import SCHEDULES, NoiseSchedule
 from diffusion_jax.typing import InputError, choose
 
@@ -175,12 +176,19 @@ class TrainingConfig:
         TIME_SAMPLINGS,
     )
     seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
+    dtype: str = option(
+        "float32",
+        "what the network computes in, in training; tf32: float32 with products rounded to TF32 "
+        "on GPUs. Weights and optimizer are in float32",
+        PRECISIONS,
+    )
 
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
         choose(LR_SCHEDULES, "lr_schedule", self.lr_schedule)
         choose(WEIGHTINGS, "loss_weighting", self.loss_weighting)
         choose(TIME_SAMPLINGS, "time_sampling", self.time_sampling)
+        choose(PRECISIONS, "dtype", self.dtype)
         for name in ("epochs", "batch_size"):
             at_least(name, getattr(self, name), 1)
         choose(EMA_PROFILES, "ema_profile", self.ema_profile)

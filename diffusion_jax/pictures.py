@@ -2,7 +2,8 @@
 
 Images are arrays (..., height, width, channel) with 1 (grey) or 3 (RGB) channels: floating point,
 nominally in [-1, 1], or uint8 in 0..255. A picture is one uint8 RGB array (height, width, 3).
-What is wrong with an argument is said by an InputError.
+What is wrong with an argument is said by an InputError. Matplotlib, which takes long to import, is
+imported where it draws.
 """
 
 import io
@@ -13,13 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import matplotlib
 import numpy as np
-from matplotlib.animation import FuncAnimation
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
@@ -120,6 +115,11 @@ def animation_html(
 
     The HTML is a fragment, for a notebook or a page, that holds every frame and fetches nothing.
     """
+    import matplotlib
+    from matplotlib.animation import FuncAnimation
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     interval = _interval(fps)
     sheets = [_sheet(f, RAMP, **layout) for f in _pixels("frames", frames, FRAMES, scaling)]
     height, width = sheets[0].shape[:2]
@@ -159,6 +159,9 @@ def loss_curve(
     Returns the PNG, and writes it where a path is given. Values that are not finite are left out;
     the axis is logarithmic if all are positive and span a factor of 3.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     x, y = np.asarray(steps, np.float64), np.asarray(losses, np.float64)
     if x.ndim != 1 or x.shape != y.shape:
         raise InputError(f"losses: shape {y.shape} for steps of shape {x.shape}; give (n,) twice")
@@ -281,7 +284,9 @@ def _palette(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return palette, np.asarray(reduced).reshape(*weighted.shape[:-1], 1)[: len(frames)]
 
 
-def _plot_losses(axes: Axes, x: np.ndarray, y: np.ndarray, ylabel: str) -> None:
+def _plot_losses(axes: Any, x: np.ndarray, y: np.ndarray, ylabel: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
     many = len(x) >= 60
     bins = np.array_split(np.arange(len(x)), min(len(x) // 10, 100) if many else len(x))
     single: dict[str, Any] = {"alpha": 0.45} if many else {"marker": "o", "ms": 3}

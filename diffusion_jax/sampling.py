@@ -20,6 +20,7 @@ from diffusion_jax.denoisers import (
     known,
     network_denoiser,
 )
+from diffusion_jax.networks import fold_batch_norm
 from diffusion_jax.parallel import (
     data_parallel,
     first_devices,
@@ -30,6 +31,7 @@ from diffusion_jax.parallel import (
     split,
 )
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
@@ -72,6 +74,7 @@ def sample(
     devices: Sequence[jax.Device] | None = None,
     rows: int | None = None,
     how: str | None = None,
+    dtype: str = "float32",
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -84,6 +87,7 @@ def sample(
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
+    dtype: what the network computes in, a name in precisions.PRECISIONS; all else is in float32.
     Raises InputError for what does not fit the model, before anything is compiled.
     """
     context = _check_context(model, n, context)
@@ -94,13 +98,14 @@ def sample(
     batch_size = min(batch_size or n, n)
     batch_size += -batch_size % len(devices)
     run = _compiled(
-        model.network,
-        None if worse is None else worse.network,
+        computing_in(model.network, dtype),
+        None if worse is None else computing_in(worse.network, dtype),
         model.config.diffusion.parameterization,
         model.schedule.steps,
         threshold,
         tuple(devices),
         how,
+        dtype,
     )
     if start is None:
         shape = (model.network.height, model.network.height, model.network.in_channels)
@@ -143,7 +148,9 @@ def _compiled(
     threshold: str,
     devices: tuple[jax.Device, ...],
     how: str | None,
+    dtype: str,
 ) -> Any:
+    @products_in(dtype)
     def on_one_device(
         variables: tuple[Variables, Variables],
         tableau: Tableau,
@@ -160,8 +167,8 @@ def _compiled(
         keys = samplers.sample_keys(jax.random.key(seed), ids)
         noise = samplers.row_noise(keys, jnp.asarray(INITIAL), images.shape[1:])
         x = scales[0] * images + scales[1] * noise
-        apply: Apply = partial(network.apply, variables[0])
-        apply_worse = None if worse is None else partial(worse.apply, variables[1])
+        apply = _apply(network, variables[0])
+        apply_worse = None if worse is None else _apply(worse, variables[1])
         decode = PARAMETERIZATIONS[parameterization]
         denoise = network_denoiser(apply, decode, timesteps, context, guidance, apply_worse)
         if threshold != "none":
@@ -172,6 +179,12 @@ def _compiled(
 
     in_axes = (None, None, None, None, None, None, None, 0, 0, 0, 0)
     return data_parallel(on_one_device, in_axes, (0, 0), devices=devices, how=how)
+
+
+def _apply(network: Any, variables: Variables) -> Apply:
+    """A network with its weights, BatchNorm folded into the convolutions: once, before the loop."""
+    folded, variables = fold_batch_norm(network, variables)
+    return partial(folded.apply, variables)
 
 
 def initial_noise(

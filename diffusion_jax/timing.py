@@ -1,8 +1,10 @@
 """Timing: synchronised runs, candidates interleaved run by run, and compilations counted."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +24,13 @@ class Timing(NamedTuple):
     median: float
     p10: float
     p90: float
+
+
+def process_seconds() -> float:
+    """The seconds since this process was started, the start of Python included (on Linux)."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # the 22nd field: ticks after boot
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
 
 
 class Compilations:

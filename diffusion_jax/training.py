@@ -19,6 +19,7 @@ from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, mean_squared_error
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, agree, data_parallel, replicate, scatter
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import init_variables
 from diffusion_jax.typing import Context, Images, Level, Pixels, Variables
 
@@ -77,7 +78,8 @@ def train_step(config: Config, length: Length) -> Callable:
     means over it. positions number the images of the whole batch, so that the noise of an image
     does not depend on the device that it is on.
     """
-    network = config.network.build(axis_name=AXIS)
+    dtype = config.training.dtype
+    network = computing_in(config.network.build(axis_name=AXIS), dtype)
     parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
     noising = NOISINGS[config.diffusion.noising]
     optimizer = _optimizer(config, length)
@@ -116,6 +118,7 @@ def train_step(config: Config, length: Length) -> Callable:
             kept.astype(jnp.float32),
         )
 
+    @products_in(dtype)
     def step(
         state: TrainState,
         pixels: Pixels,

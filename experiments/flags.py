@@ -21,6 +21,7 @@ from experiments.presets import PRESETS
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
 FLAGS = flags.FLAGS
+WORTH_KEEPING = 0.1  # seconds of compilation
 
 
 def define_config() -> None:
@@ -110,6 +111,8 @@ def run(main: Callable[[], None]) -> None:
     So does what the system refuses: permissions, a full disk, a file where a folder should be.
     """
 
+    _define_cache()
+
     def guarded(argv: Sequence[str]) -> None:
         try:
             if argv[1:]:
@@ -118,6 +121,7 @@ def run(main: Callable[[], None]) -> None:
                 logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps
             warnings.showwarning = _show(warnings.showwarning)
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
+            _use_cache(FLAGS["compilation_cache_dir"].value)
             if "coordinator" in FLAGS and _is_job():
                 _run_job(main)
             else:
@@ -168,6 +172,32 @@ def say(text: str) -> None:
     """Print, in the first process of a job."""
     if parallel.is_first():
         print(text, flush=True)
+
+
+def _define_cache() -> None:
+    if "compilation_cache_dir" not in FLAGS:
+        flags.DEFINE_string(
+            "compilation_cache_dir",
+            None,
+            "where compiled programs are kept for the next time; empty: nowhere; by default "
+            "JAX_COMPILATION_CACHE_DIR, or diffusion_jax in the user's cache folder",
+        )
+
+
+def _use_cache(folder: str | None) -> None:
+    """Have JAX keep what it compiles; an environment variable of JAX's own goes before a default.
+
+    Raises InputError where folder is a file.
+    """
+    if folder is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = str(Path(caches) / "diffusion_jax")
+    if folder and Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"compilation_cache_dir={folder!r} is a file: name a folder")
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", folder or None)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -22,9 +22,11 @@ from absl import flags
 from diffusion_jax import contexts, pictures, samplers
 from diffusion_jax.grids import GRIDS
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
+from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
+from diffusion_jax.timing import process_seconds
 from diffusion_jax.typing import InputError
 from experiments.flags import (
     FLAGS,
@@ -68,6 +70,12 @@ flags.DEFINE_enum(
     "notes",
     ["notes", "all", "none"],
     "the animation's frames: the notes' choice, after every step, or no animation",
+)
+flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    list(PRECISIONS),
+    "what the network computes in; tf32: float32 with products rounded to TF32 on GPUs",
 )
 flags.DEFINE_enum("scaling", "clip", list(pictures.SCALINGS), "how values become colours")
 flags.DEFINE_string("out", None, "folder of the pictures; by default RUN/samples/SAMPLER-STEPS")
@@ -176,6 +184,7 @@ def timed(
             batch_size=FLAGS.batch_size,
             devices=devices,
             rows=rows,
+            dtype=FLAGS.dtype,
         )
 
     begin = time.perf_counter()
@@ -205,6 +214,7 @@ def draw(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
     )
+    say(f"the images were there {process_seconds():.1f} s after the start of the process")
     if not is_first():
         return
     out.mkdir(parents=True, exist_ok=True)

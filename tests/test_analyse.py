@@ -15,6 +15,7 @@ def analyse(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
             "-m",
             "experiments.analyse",
             f"--out={folder / 'new' / 'a.png'}",
+            "--compilation_cache_dir=",
             *arguments,
         ],
         cwd=ROOT,

@@ -207,7 +207,8 @@ def test_a_killed_run_ends_as_the_uninterrupted_one_bit_for_bit(app, run, data, 
     flags = [*data, *TRAINING, "--epochs=40", "--report=False"]
     app("experiments.train", *flags, f"--run={folder}/whole")
     killed = folder / "killed"
-    command = [sys.executable, "-m", "experiments.train", *flags, f"--run={killed}"]
+    cache = f"--compilation_cache_dir={folder.parent}/compilations"
+    command = [sys.executable, "-m", "experiments.train", *flags, f"--run={killed}", cache]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         while not (killed / "state" / "13").is_dir():
             assert process.poll() is None
@@ -597,3 +598,16 @@ def test_bad_input_in_a_process_of_its_own(app, name: str, flags: list, line: st
     err = app(f"experiments.{name}", *flags, code=2)
     assert err.startswith(f"error: {line}")
     assert len(err.splitlines()) == 1
+
+
+def test_compilations_are_kept_where_the_flag_says(app, run, folder) -> None:
+    kept, file = folder / "kept", folder / "images.npy"
+    command = ("experiments.sample", f"--run={run}", f"--out={folder}/cached", *SAMPLING)
+    out = app(*command, "--frames=none", f"--compilation_cache_dir={kept}")
+    assert re.search(r"the images were there [\d.]+ s after the start of the process", out)
+    programs = {path.name for path in kept.glob("*-cache")}
+    assert any("on_one_device" in name for name in programs)
+    app(*command, "--frames=none", f"--compilation_cache_dir={kept}")
+    assert {path.name for path in kept.glob("*-cache")} == programs
+    err = app(*command, f"--compilation_cache_dir={file}", code=2)
+    assert "is a file: name a folder" in err

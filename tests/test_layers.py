@@ -11,14 +11,17 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("typing", "manifests", "stopping"),
     ("locks", "environment"),
-    ("networks", "data", "parallel", "checkpoints", "metrics", "pictures", "contexts", "timing"),
+    (
+        *("networks", "data", "parallel", "checkpoints", "metrics"),
+        *("pictures", "contexts", "timing", "precisions"),
+    ),
     ("reports", "schedules", "optimizers", "hardware", "averages"),
     ("grids", "parameterizations"),
     ("losses", "denoisers", "samplers"),
     ("config",),
     ("runs",),
     ("training", "sampling", "evaluation"),
-    ("editing",),
+    ("editing", "exporting"),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "diffusion_jax").rglob("*.py"))

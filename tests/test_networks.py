@@ -364,7 +364,7 @@ def assert_same_with_gradient(ours, reference, weight, *args):
         ({"height": 18}, "height=18: give a multiple of 4 from 8 up"),
         ({"height": 4}, "height=4: give a multiple of 4 from 8 up"),
         ({"shortcut": "random"}, "shortcut='random': give one of conv, none"),
-        ({"norm": "layer"}, "norm='layer': give one of batch, group"),
+        ({"norm": "layer"}, "norm='layer': give one of batch, group, none"),
     ],
     ids=str,
 )

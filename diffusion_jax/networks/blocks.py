@@ -18,7 +18,7 @@ from diffusion_jax.networks.convolution import Maps, convolve
 from diffusion_jax.typing import Images, Key
 
 Layers = list[Callable[..., Array]]
-MakeNorm = Callable[[int], nn.Module]  # features -> a module, to be called as norm(x, train)
+MakeNorm = Callable[[int], Callable[..., Array]]  # features -> norm, called as norm(x, train)
 
 gelu = partial(nn.gelu, approximate=False)  # the exact one, by erf
 
@@ -149,6 +149,11 @@ class BatchNorm(nn.Module):
         return mean, var, var * (count / max(count - 1, 1))
 
 
+def no_norm(x: Images, train: bool = False) -> Images:
+    """Leave the input as it is."""
+    return x
+
+
 class GroupNorm(nn.Module):
     """Group normalisation (Wu & He 2018): each sample by itself, in groups of channels."""
 
@@ -184,8 +189,8 @@ class ResidualConvBlock(nn.Module):
     def setup(self) -> None:
         """Name the layers as the state_dict does."""
         features, dtype = self.features, self.dtype
-        self.conv1 = [Conv(self.in_features, features, 3, dtype), self.norm(features)]
-        self.conv2 = [Conv(features, features, 3, dtype), self.norm(features)]
+        self.conv1: Layers = [Conv(self.in_features, features, 3, dtype), self.norm(features)]
+        self.conv2: Layers = [Conv(features, features, 3, dtype), self.norm(features)]
         if self.residual and self.project and self.in_features != features:
             self.shortcut = Conv(self.in_features, features, 1, dtype)
 

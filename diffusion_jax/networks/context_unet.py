@@ -21,6 +21,7 @@ from diffusion_jax.networks.blocks import (
     UnetDown,
     UnetUp,
     gelu,
+    no_norm,
 )
 from diffusion_jax.typing import Images, InputError
 
@@ -28,6 +29,7 @@ SHORTCUTS = {"conv": True, "none": False}
 NORMS: dict[str, Callable[[str | None], MakeNorm]] = {
     "batch": lambda axis_name: partial(BatchNorm, axis_name=axis_name),
     "group": lambda axis_name: lambda features: GroupNorm(),
+    "none": lambda axis_name: lambda features: no_norm,
 }
 
 LARGEST = 4096  # of every count: networks beyond fit no memory
@@ -47,7 +49,8 @@ class ContextUnet(nn.Module):
         height: height and width of the images, a multiple of 4 from 8 up. The window of the
             average pool is 4 from 16 to 28, as published, and height / 4 elsewhere.
         shortcut: "conv" or "none".
-        norm: "batch", or "group" for GroupNorm(8) in place of each BatchNorm.
+        norm: "batch", or "group" for GroupNorm(8) in place of each BatchNorm, or "none" for
+            nothing there: what folding.fold_batch_norm makes.
         axis_name: mapped axis over which BatchNorm takes its statistics in training.
         dtype: of the computation; parameters, norms and statistics are in float32.
 

@@ -1,0 +1,52 @@
+"""Write a run and a sampler as one file, which samples wherever there is JAX, without this library.
+
+  python -m experiments.export --run=checkpoints/demo --sampler=ddim --steps=25 --to=demo.sampler
+
+README.md shows how the file is loaded and called.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from diffusion_jax import samplers
+from diffusion_jax.exporting import PLATFORMS, check_new, export_sampler, write_sampler
+from diffusion_jax.grids import GRIDS
+from diffusion_jax.precisions import PRECISIONS
+from diffusion_jax.runs import load_config, load_model
+from diffusion_jax.samplers import SAMPLERS
+from experiments.flags import FLAGS, options, run
+
+flags.DEFINE_string("run", "checkpoints/demo", "the run folder")
+flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
+flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
+flags.DEFINE_integer("steps", 25, "sampling steps")
+flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
+flags.DEFINE_list("options", [], "options of the sampler or the grid: eta=0.5,rho=5")
+flags.DEFINE_boolean("guidance", False, "take the scale of guidance as a third argument")
+flags.DEFINE_enum("dtype", "float32", list(PRECISIONS), "what the network computes in")
+flags.DEFINE_multi_enum(
+    "platforms", list(PLATFORMS), ["cpu", "cuda", "rocm", "tpu"], "what the file can run on"
+)
+flags.DEFINE_string("to", None, "the new file")
+flags.DEFINE_integer("cpu_devices", 1, "CPU cores to use as devices")
+flags.mark_flag_as_required("to")
+
+
+def main() -> None:
+    """Export a run's model with a tableau."""
+    target = check_new(FLAGS.to)
+    schedule = load_config(Path(FLAGS.run)).diffusion.build()
+    given = options(FLAGS.options)
+    tableau = samplers.build(FLAGS.sampler, schedule, FLAGS.steps, FLAGS.grid, **given)
+    model = load_model(FLAGS.run, FLAGS.step)
+    sampler = export_sampler(
+        model, tableau, guidance=FLAGS.guidance, dtype=FLAGS.dtype, platforms=FLAGS.platforms
+    )
+    write_sampler(target, sampler)
+    arguments = "seed, context, guidance" if FLAGS.guidance else "seed, context"
+    print(f"written: {target}, a function of ({arguments}) on {', '.join(FLAGS.platforms)}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""An exported sampler: one file that draws sample's images in a process without this library."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_jax import samplers
+from diffusion_jax.config import Config
+from diffusion_jax.exporting import check_new, export_sampler, write_sampler
+from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.sampling import sample
+from diffusion_jax.typing import InputError
+
+pytest.importorskip("flatbuffers")
+
+ALONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from jax import export
+folder = Path(sys.argv[1])
+sampler = export.deserialize((folder / "a.sampler").read_bytes())
+assert sampler.platforms == ("cpu", "cuda")
+context = np.load(folder / "context.npy")
+scale = [np.float32(3)] if len(sampler.in_avals) == 3 else []
+for n in (1, 4):
+    np.save(folder / f"{n}.npy", sampler.call(np.uint32(7), context[:n], *scale))
+assert not [name for name in sys.modules if name.startswith(("diffusion_jax", "flax"))]
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
+    network = config.network.build()
+    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+
+
+@pytest.mark.parametrize(("name", "guidance"), [("ddim", None), ("ddpm", 3.0)])
+def test_the_file_draws_the_same_images_alone(tmp_path, model, name: str, guidance) -> None:
+    context = np.random.default_rng(0).normal(size=(4, 3), scale=30).astype(np.float32)
+    np.save(tmp_path / "context.npy", context)
+    tableau = samplers.build(name, model.schedule, 4)
+    sampler = export_sampler(model, tableau, guidance=guidance is not None)
+    write_sampler(tmp_path / "a.sampler", sampler)
+    command = [sys.executable, "-c", ALONE, str(tmp_path)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    expected = sample(model, tableau, 4, context=context, guidance=guidance, seed=7).images
+    other = sample(model, tableau, 4, context=context, guidance=guidance, seed=8).images
+    for n in (1, 4):
+        assert np.allclose(np.load(tmp_path / f"{n}.npy"), expected[:n], atol=1e-5)
+    assert np.abs(other - expected).max() > 0.1
+
+
+def test_a_file_that_exists_stays(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(InputError, match="exists: name a new file"):
+        check_new(tmp_path / "a")
+    with pytest.raises(InputError, match="there is no folder"):
+        check_new(tmp_path / "none" / "a")
+
+
+def test_an_unknown_dtype_is_named(model) -> None:
+    tableau = samplers.build("ddim", model.schedule, 4)
+    with pytest.raises(InputError, match="dtype='half' is unknown: choose from float32, tf32"):
+        export_sampler(model, tableau, dtype="half")

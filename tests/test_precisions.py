@@ -1,0 +1,66 @@
+"""What a network computes in: near float32, with all that is kept in float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import samplers, training
+from diffusion_jax.config import Config
+from diffusion_jax.optimizers import Length
+from diffusion_jax.precisions import PRECISIONS, products_in
+from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.sampling import sample
+from diffusion_jax.typing import InputError
+
+SMALL = {"n_feat": 8, "height": 8, "n_cfeat": 3, "timesteps": 20}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("float32", "HIGHEST"), ("tf32", "[HIGH, HIGH]"), ("bfloat16", "DEFAULT")]
+)
+def test_products_carry_the_precision_that_they_are_traced_in(dtype: str, name: str) -> None:
+    @products_in(dtype)
+    def product(x):
+        return x @ x
+
+    text = jax.jit(product).lower(jnp.ones((2, 2), PRECISIONS[dtype].dtype)).as_text()
+    assert name in text
+
+
+def test_sampling_in_bfloat16_is_near_float32() -> None:
+    config = Config().override(**SMALL)
+    network = config.network.build()
+    model = Model(config, network, config.diffusion.build(), init_variables(network, 0))
+    tableau = samplers.build("ddim", model.schedule, 5)
+    full, tf32, half = (
+        sample(model, tableau, 2, dtype=name, devices=jax.devices()[:1]).images
+        for name in ("float32", "tf32", "bfloat16")
+    )
+    assert half.dtype == np.float32
+    assert np.array_equal(full, tf32), "on a CPU there is no TF32"
+    worst = np.abs(half - full).max() / np.abs(full).max()
+    assert 1e-5 < worst < 0.05
+    with pytest.raises(InputError, match="dtype='float16' is unknown: choose from float32, tf32"):
+        sample(model, tableau, 2, dtype="float16")
+
+
+def test_training_in_bfloat16_is_near_float32_and_keeps_float32() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 8, 8, 3), np.uint8)
+    labels = np.eye(3, dtype=np.float32)[np.arange(8) % 3]
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        config = Config().override(**SMALL, epochs=3, batch_size=8, dtype=dtype)
+        state = training.init(config, Length(8, 8, 3))
+        *_, last = training.fit(config, images, labels, state, jax.devices()[:1], stops=(3,))
+        losses[dtype] = last.losses
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(last.state)}
+        assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
+    worst = np.abs(losses["bfloat16"] / losses["float32"] - 1).max()
+    assert 1e-6 < worst < 0.03
+
+
+def test_an_unknown_dtype_is_no_configuration() -> None:
+    with pytest.raises(InputError, match="dtype='float16' is unknown: choose from float32, tf32"):
+        Config().override(dtype="float16")
