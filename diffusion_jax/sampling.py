@@ -1,6 +1,6 @@
 """Sampling: any tableau on a model, on all devices, in batches, with one compilation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ def sample(
     rows: int | None = None,
     how: str | None = None,
     dtype: str = "float32",
+    progress: Callable[[int], object] | None = None,
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -87,6 +88,7 @@ def sample(
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
     batch_size: how many images at once, on all devices; all by default.
     rows: run only so many rows; 0 does no more than compile.
+    progress: called after each batch with its number of images.
     dtype: what the network computes in, a name in precisions.PRECISIONS; all else is in float32.
     Raises InputError for what does not fit the model, before anything is compiled.
     """
@@ -131,6 +133,8 @@ def sample(
         each = (ids, context[at], start.images[at], None if mask is None else mask[at])
         images, kept = gather(run(*shared, *scatter(split(each, len(devices)), devices)))
         parts.append((merge(images), None if kept is None else _merge_frames(kept)))
+        if progress is not None:
+            progress(min(batch_size, n - first))
     images = np.concatenate([images for images, _ in parts])[:n]
     if mask is not None:
         images = np.where(mask == 1, start.images, images)

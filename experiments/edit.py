@@ -31,6 +31,7 @@ from experiments.flags import (
     FLAGS,
     define_devices,
     define_guidance,
+    define_run,
     guidance,
     integers,
     options,
@@ -43,8 +44,7 @@ BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back
 
 define_devices()
 define_guidance()
-flags.DEFINE_string("run", "checkpoints/demo", "the run folder of the model")
-flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
+define_run()
 flags.DEFINE_enum(
     "edit",
     "sdedit",

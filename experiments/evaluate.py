@@ -1,8 +1,8 @@
 """Measure the quality of samples from a trained run.
 
-  python -m experiments.evaluate --run=checkpoints/demo --sampler=ddim --steps=25
-  python -m experiments.evaluate --run=checkpoints/demo --sampler=ddpm --n=2000 --guidance=2
-  python -m experiments.evaluate --run=checkpoints/demo --samples=samples.npy
+  python -m experiments.evaluate --sampler=ddim --steps=25
+  python -m experiments.evaluate --sampler=ddpm --n=2000 --guidance=2
+  python -m experiments.evaluate --samples=samples.npy
 
 Prints each measure with its standard error, beside what real images get against other real ones;
 writes RUN/evaluation/SAMPLER-STEPS.json and .html. The classifier whose features are compared is
@@ -13,7 +13,6 @@ sets have the same proportions of classes.
 """
 
 import json
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from diffusion_jax import evaluation, samplers
 from diffusion_jax.config import Config
@@ -35,24 +35,34 @@ from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, require
-from experiments.flags import FLAGS, define_devices, describe, options, run
+from experiments.flags import (
+    FLAGS,
+    define_devices,
+    define_guidance,
+    define_run,
+    describe,
+    guidance,
+    options,
+    run,
+)
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
 EACH = 16  # images of a row in the report
 RECORDED = (
-    *("run", "step", "sampler", "steps", "grid", "options", "guidance"),
+    *("run", "step", "sampler", "steps", "grid", "options"),
+    *("guidance", "guidance_interval", "guidance_rescale", "cfg_plus_plus", "autoguidance"),
+    "threshold",
     *("n", "real_n", "samples", "batch_size", "seed"),
 )
 VERSIONS = ("diffusion_jax", "jax", "flax", "optax", "numpy")
 
 define_devices()
-flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
-flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
+define_guidance()
+define_run()
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
 flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
 flags.DEFINE_list("options", [], "options of the sampler or the grid: eta=0.5,rho=5")
-flags.DEFINE_float("guidance", None, "scale of classifier-free guidance")
 flags.DEFINE_integer("n", 5000, f"samples to draw, at least {LEAST}")
 flags.DEFINE_integer("real_n", 5000, f"real images in each of two sets, at least {LEAST}")
 flags.DEFINE_string("samples", None, "measure this .npy file of images instead of drawing any")
@@ -67,6 +77,7 @@ def main() -> None:
     folder = Path(FLAGS.run)
     config = load_config(folder)
     check(config)
+    wrappers = guidance(config)
     name, tableau = plan(config)
     out = Path(FLAGS.out or folder / "evaluation")
     require(not out.exists() or out.is_dir(), f"out={str(out)!r} is a file: name a folder")
@@ -81,7 +92,7 @@ def main() -> None:
     begin = time.perf_counter()
     if given is None:
         labels = real.reference.labels[np.arange(FLAGS.n) % len(real.reference.labels)]
-        images = draw(model, tableau, labels, devices)
+        images = draw(model, tableau, labels, devices, wrappers)
         seconds["sampling"] = time.perf_counter() - begin
     else:
         images = given
@@ -104,14 +115,6 @@ def check(config: Config) -> None:
     require(FLAGS.real_n >= LEAST, f"real_n={FLAGS.real_n}: it must be at least {LEAST}")
     require(FLAGS.batch_size >= 1, f"batch_size={FLAGS.batch_size}: it must be at least 1")
     require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
-    if FLAGS.guidance is None:
-        return
-    require(math.isfinite(FLAGS.guidance), f"guidance={FLAGS.guidance}: it must be finite")
-    require(
-        not config.data.null_context and config.training.keep_probability < 1,
-        f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
-        "guidance needs both",
-    )
 
 
 def plan(config: Config) -> tuple[str, Tableau]:
@@ -156,19 +159,27 @@ def read_samples(config: Config) -> np.ndarray:
     return to_pixels(images)
 
 
-def draw(model: Any, tableau: Tableau, labels: np.ndarray, devices: Sequence[jax.Device]) -> Any:
+def draw(
+    model: Any,
+    tableau: Tableau,
+    labels: np.ndarray,
+    devices: Sequence[jax.Device],
+    wrappers: dict[str, Any],
+) -> Any:
     """Samples in uint8, image i of the context labels[i]."""
     context = None if model.config.data.null_context else labels
-    images = sample(
-        model,
-        tableau,
-        FLAGS.n,
-        context=context,
-        guidance=FLAGS.guidance,
-        seed=FLAGS.seed,
-        batch_size=min(FLAGS.batch_size, FLAGS.n),
-        devices=devices,
-    ).images
+    with tqdm(total=FLAGS.n, unit="image", desc="sampling") as bar:
+        images = sample(
+            model,
+            tableau,
+            FLAGS.n,
+            context=context,
+            **wrappers,
+            seed=FLAGS.seed,
+            batch_size=min(FLAGS.batch_size, FLAGS.n),
+            devices=devices,
+            progress=bar.update,
+        ).images
     require(np.all(np.isfinite(images)), f"run={FLAGS.run}: its samples are not finite numbers")
     return to_pixels(images)
 

@@ -1,6 +1,6 @@
 """Write a run and a sampler as one file, which samples wherever there is JAX, without this library.
 
-  python -m experiments.export --run=checkpoints/demo --sampler=ddim --steps=25 --to=demo.sampler
+  python -m experiments.export --sampler=ddim --steps=25 --to=demo.sampler
 
 README.md shows how the file is loaded and called.
 """
@@ -15,10 +15,9 @@ from diffusion_jax.grids import GRIDS
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.samplers import SAMPLERS
-from experiments.flags import FLAGS, options, run
+from experiments.flags import FLAGS, define_run, options, run
 
-flags.DEFINE_string("run", "checkpoints/demo", "the run folder")
-flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
+define_run()
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
 flags.DEFINE_integer("steps", 25, "sampling steps")
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")

@@ -21,6 +21,7 @@ from experiments.presets import PRESETS
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
 FLAGS = flags.FLAGS
+SHIPPED = "checkpoints/sprites"  # the model that comes with the project
 WORTH_KEEPING = 0.1  # seconds of compilation
 
 
@@ -43,6 +44,14 @@ def config() -> Config:
     if "class_frequencies" in values:
         values["class_frequencies"] = _numbers("class_frequencies", values["class_frequencies"])
     return PRESETS[FLAGS.preset]().override(**values)
+
+
+def define_run() -> None:
+    """Define --run and --step, of the model to use."""
+    flags.DEFINE_string(
+        "run", SHIPPED, "the run folder; by default the project's own model"
+    )
+    flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
 
 
 def define_devices() -> None:

@@ -1,10 +1,10 @@
 """Sample images from a trained run.
 
-  python -m experiments.sample --run=checkpoints/demo
-  python -m experiments.sample --run=checkpoints/demo --sampler=ddpm --steps=500 --n=32
-  python -m experiments.sample --run=checkpoints/demo \\
+  python -m experiments.sample
+  python -m experiments.sample --sampler=ddpm --steps=500 --n=32
+  python -m experiments.sample \\
       --context="hero; food=0.6,spell=0.4; 1,0,0.6,0,0"
-  python -m experiments.sample --run=checkpoints/demo --compare=ddpm:500,ddim:25
+  python -m experiments.sample --compare=ddpm:500,ddim:25
 
 Writes samples.png, samples.npy and the denoising animation, as GIF and as HTML, and prints how
 long sampling took, with compilation told apart.
@@ -33,6 +33,7 @@ from experiments.flags import (
     define_devices,
     define_guidance,
     define_processes,
+    define_run,
     describe,
     guidance,
     options,
@@ -48,8 +49,7 @@ COLUMNS = 16  # the widest row of a picture
 define_devices()
 define_guidance()
 define_processes()
-flags.DEFINE_string("run", "checkpoints/demo", "the run folder to sample from")
-flags.DEFINE_integer("step", None, "the checkpoint to sample from; by default the newest")
+define_run()
 flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
 flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
 flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")

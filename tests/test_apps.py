@@ -363,7 +363,7 @@ REFUSED = {
         ("--learning_rate=-1",): r"learning_rate=-1\.0: it must be above 0",
         ("--lr_schedule=step",): r"--lr_schedule=step: value should be one of <notes\|",
         ("--seed=-1",): r"seed=-1: it must be at least 0",
-        ("--preset=huge",): r"--preset=huge: value should be one of <notes\|demo>",
+        ("--preset=huge",): r"--preset=huge: value should be one of <notes\|demo\|best>",
         ("--save_every=0",): r"save_every=0: it must be at least 1",
         ("--keep=0",): r"keep=0: it must be at least 1",
         ("--n_feats=8",): r"Unknown command line flag 'n_feats'",
