@@ -167,7 +167,7 @@ def test_golden():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n": 0}, "n is 0; it must be an integer, 1 or more"),
+        ({"n": 0}, "n is 0; it must be an integer, from 1 to 10000000"),
         ({"n": -5}, "n is -5; it must be"),
         ({"n": 3, "seed": -1}, "seed is -1; it must be an integer from 0"),
         ({"n": 3, "seed": 2**64}, "seed is 18446744073709551616; it must be"),
