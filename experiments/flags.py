@@ -48,9 +48,7 @@ def config() -> Config:
 
 def define_run() -> None:
     """Define --run and --step, of the model to use."""
-    flags.DEFINE_string(
-        "run", SHIPPED, "the run folder; by default the project's own model"
-    )
+    flags.DEFINE_string("run", SHIPPED, "the run folder; by default the project's own model")
     flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
 
 
