@@ -19,7 +19,7 @@ def fold_batch_norm(network: Any, variables: Variables) -> tuple[Any, Variables]
     if getattr(network, "norm", None) != "batch":
         return network, variables
     params = traverse.flatten_dict(variables["params"])
-    norms = {path[:-1] for path in traverse.flatten_dict(variables["batch_stats"])}
+    norms = sorted({path[:-1] for path in traverse.flatten_dict(variables["batch_stats"])})
     stats = traverse.flatten_dict(variables["batch_stats"])
     for norm in norms:
         *place, name = norm
