@@ -45,6 +45,7 @@ from experiments.flags import (
     options,
     run,
 )
+from experiments.flags import folder as output_folder
 
 STEPS = {"ddpm": 500}  # by default, where it is not 25
 EACH = 16  # images of a row in the report
@@ -79,8 +80,7 @@ def main() -> None:
     check(config)
     wrappers = guidance(config)
     name, tableau = plan(config)
-    out = Path(FLAGS.out or folder / "evaluation")
-    require(not out.exists() or out.is_dir(), f"out={str(out)!r} is a file: name a folder")
+    out = output_folder("out", folder / "evaluation")
     given = read_samples(config) if FLAGS.samples else None
     model = None if FLAGS.samples else load_model(folder, FLAGS.step)
     count = FLAGS.devices
