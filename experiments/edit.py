@@ -24,7 +24,6 @@ from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.grids import GRIDS, Grid
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import Model, load_config, load_model
-from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.sampling import Start, initial_noise, sample
 from diffusion_jax.typing import InputError, choose, require
 from experiments.flags import (
@@ -32,6 +31,7 @@ from experiments.flags import (
     define_devices,
     define_guidance,
     define_run,
+    define_sampler,
     guidance,
     integers,
     options,
@@ -45,6 +45,7 @@ BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back
 define_devices()
 define_guidance()
 define_run()
+define_sampler("50, or 100, on --grid=uniform_logsnr, where DDIM goes back", grid=None)
 flags.DEFINE_enum(
     "edit",
     "sdedit",
@@ -57,15 +58,6 @@ flags.DEFINE_list(
 )
 flags.DEFINE_list("seeds", None, "two seeds to interpolate between, in place of images")
 flags.DEFINE_string("context", None, "the context of all images; by default each one's own")
-flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler of sdedit")
-flags.DEFINE_integer("steps", None, "sampling steps; by default 50, or 100 where DDIM goes back")
-flags.DEFINE_enum(
-    "grid",
-    None,
-    list(GRIDS),
-    "which levels the steps visit; by default trailing, or uniform_logsnr where DDIM goes back",
-)
-flags.DEFINE_list("options", [], "options of sdedit's sampler: eta=1")
 flags.DEFINE_float("strength", 0.5, "sdedit: how far into the noise, from 0 to 1")
 flags.DEFINE_string(
     "mask",

@@ -25,14 +25,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffusion_jax import evaluation, samplers
+from diffusion_jax import evaluation
 from diffusion_jax.config import Config
 from diffusion_jax.evaluation import LEAST, Real, Row, classifier
-from diffusion_jax.grids import GRIDS
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.reports import Section, gallery, table, write_report
 from diffusion_jax.runs import load_config, load_model
-from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, require
 from experiments.flags import (
@@ -40,14 +39,14 @@ from experiments.flags import (
     define_devices,
     define_guidance,
     define_run,
+    define_sampler,
     describe,
     guidance,
-    options,
     run,
+    tableau,
 )
 from experiments.flags import folder as output_folder
 
-STEPS = {"ddpm": 500}  # by default, where it is not 25
 EACH = 16  # images of a row in the report
 RECORDED = (
     *("run", "step", "sampler", "steps", "grid", "options"),
@@ -60,10 +59,7 @@ VERSIONS = ("diffusion_jax", "jax", "flax", "optax", "numpy")
 define_devices()
 define_guidance()
 define_run()
-flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
-flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
-flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
-flags.DEFINE_list("options", [], "options of the sampler or the grid: eta=0.5,rho=5")
+define_sampler()
 flags.DEFINE_integer("n", 5000, f"samples to draw, at least {LEAST}")
 flags.DEFINE_integer("real_n", 5000, f"real images in each of two sets, at least {LEAST}")
 flags.DEFINE_string("samples", None, "measure this .npy file of images instead of drawing any")
@@ -79,7 +75,7 @@ def main() -> None:
     config = load_config(folder)
     check(config)
     wrappers = guidance(config)
-    name, tableau = plan(config)
+    name, sampler = plan(config)
     out = output_folder("out", folder / "evaluation")
     given = read_samples(config) if FLAGS.samples else None
     model = None if FLAGS.samples else load_model(folder, FLAGS.step)
@@ -92,7 +88,7 @@ def main() -> None:
     begin = time.perf_counter()
     if given is None:
         labels = real.reference.labels[np.arange(FLAGS.n) % len(real.reference.labels)]
-        images = draw(model, tableau, labels, devices, wrappers)
+        images = draw(model, sampler, labels, devices, wrappers)
         seconds["sampling"] = time.perf_counter() - begin
     else:
         images = given
@@ -119,14 +115,10 @@ def check(config: Config) -> None:
 
 def plan(config: Config) -> tuple[str, Tableau]:
     """The name of the files and the sampler's table. Raises InputError for what cannot be."""
-    steps = FLAGS.steps
-    if steps is None:
-        steps = min(STEPS.get(FLAGS.sampler, 25), config.diffusion.timesteps)
-    schedule = config.diffusion.build()
-    tableau = samplers.build(FLAGS.sampler, schedule, steps, FLAGS.grid, **options(FLAGS.options))
-    name = FLAGS.name or (Path(FLAGS.samples).stem if FLAGS.samples else f"{FLAGS.sampler}-{steps}")
+    label, table = tableau(config.diffusion.build(), FLAGS.sampler, FLAGS.steps)
+    name = FLAGS.name or (Path(FLAGS.samples).stem if FLAGS.samples else label)
     require(Path(name).name == name, f"name={name!r}: it must be a file's name, without a folder")
-    return name, tableau
+    return name, table
 
 
 def image_shape(config: Config) -> tuple[int, int, int]:
@@ -161,7 +153,7 @@ def read_samples(config: Config) -> np.ndarray:
 
 def draw(
     model: Any,
-    tableau: Tableau,
+    sampler: Tableau,
     labels: np.ndarray,
     devices: Sequence[jax.Device],
     wrappers: dict[str, Any],
@@ -171,7 +163,7 @@ def draw(
     with tqdm(total=FLAGS.n, unit="image", desc="sampling") as bar:
         images = sample(
             model,
-            tableau,
+            sampler,
             FLAGS.n,
             context=context,
             **wrappers,

@@ -9,19 +9,14 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax import samplers
 from diffusion_jax.exporting import PLATFORMS, check_new, export_sampler, write_sampler
-from diffusion_jax.grids import GRIDS
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import load_config, load_model
-from diffusion_jax.samplers import SAMPLERS
-from experiments.flags import FLAGS, define_run, options, run
+from experiments.flags import FLAGS, define_run, define_sampler, run, tableau
 
 define_run()
-flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
-flags.DEFINE_integer("steps", 25, "sampling steps")
-flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
-flags.DEFINE_list("options", [], "options of the sampler or the grid: eta=0.5,rho=5")
+define_sampler("25")
+FLAGS.set_default("steps", 25)
 flags.DEFINE_boolean("guidance", False, "take the scale of guidance as a third argument")
 flags.DEFINE_enum("dtype", "float32", list(PRECISIONS), "what the network computes in")
 flags.DEFINE_multi_enum(
@@ -36,11 +31,10 @@ def main() -> None:
     """Export a run's model with a tableau."""
     target = check_new(FLAGS.to)
     schedule = load_config(Path(FLAGS.run)).diffusion.build()
-    given = options(FLAGS.options)
-    tableau = samplers.build(FLAGS.sampler, schedule, FLAGS.steps, FLAGS.grid, **given)
+    _, table = tableau(schedule, FLAGS.sampler, FLAGS.steps)
     model = load_model(FLAGS.run, FLAGS.step)
     sampler = export_sampler(
-        model, tableau, guidance=FLAGS.guidance, dtype=FLAGS.dtype, platforms=FLAGS.platforms
+        model, table, guidance=FLAGS.guidance, dtype=FLAGS.dtype, platforms=FLAGS.platforms
     )
     write_sampler(target, sampler)
     arguments = "seed, context, guidance" if FLAGS.guidance else "seed, context"

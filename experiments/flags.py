@@ -12,10 +12,13 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from diffusion_jax import parallel
+from diffusion_jax import parallel, samplers
 from diffusion_jax.config import Config
 from diffusion_jax.denoisers import THRESHOLDS, Guidance, check_guidance
+from diffusion_jax.grids import GRIDS
 from diffusion_jax.runs import load_model
+from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
 
@@ -23,6 +26,7 @@ flags.disclaim_key_flags()  # the flags belong to the app that calls the functio
 FLAGS = flags.FLAGS
 SHIPPED = "checkpoints/sprites"  # the model that comes with the project
 WORTH_KEEPING = 0.1  # seconds of compilation
+STEPS = {"ddpm": 500}  # by default, where it is not 25
 
 
 def define_config() -> None:
@@ -58,6 +62,29 @@ def define_devices() -> None:
     flags.DEFINE_integer(
         "cpu_devices", None, "CPU cores to use as devices, where there is no accelerator; all"
     )
+
+
+def define_sampler(
+    steps: str = "500 for ddpm and 25 for others", grid: str | None = "trailing"
+) -> None:
+    """Define --sampler, --steps, --grid and --options; steps: words for how many by default."""
+    flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
+    flags.DEFINE_integer("steps", None, f"sampling steps; by default {steps}")
+    flags.DEFINE_enum("grid", grid, list(GRIDS), "which levels the steps visit")
+    flags.DEFINE_list("options", [], "options of the sampler or the grid: order=3,rho=5")
+
+
+def tableau(
+    schedule: NoiseSchedule, sampler: str, steps: int | None, **more: Any
+) -> tuple[str, Tableau]:
+    """A sampler's label and its table on --grid, with --options and more of them.
+
+    steps: None is the sampler's default. Raises InputError for what cannot be.
+    """
+    if steps is None:
+        steps = min(STEPS.get(sampler, 25), schedule.steps)
+    given = {**options(FLAGS.options), **more}
+    return f"{sampler}-{steps}", samplers.build(sampler, schedule, steps, FLAGS.grid, **given)
 
 
 def define_guidance() -> None:

@@ -19,30 +19,30 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffusion_jax import contexts, pictures, samplers
-from diffusion_jax.grids import GRIDS
+from diffusion_jax import contexts, pictures
+from diffusion_jax.config import Config
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, load_config, load_model
-from diffusion_jax.samplers import SAMPLERS, Tableau
+from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.timing import process_seconds
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 from experiments.flags import (
     FLAGS,
     define_devices,
     define_guidance,
     define_processes,
     define_run,
+    define_sampler,
     describe,
     guidance,
-    options,
     run,
     say,
+    tableau,
 )
 from experiments.flags import folder as output_folder
 
-STEPS = {"ddpm": 500}  # by default, where it is not 25
 LARGEST = 1_000_000  # the most images of one call
 COLUMNS = 16  # the widest row of a picture
 
@@ -50,12 +50,9 @@ define_devices()
 define_guidance()
 define_processes()
 define_run()
-flags.DEFINE_enum("sampler", "ddim", list(SAMPLERS), "the sampler")
-flags.DEFINE_integer("steps", None, "sampling steps; by default 500 for ddpm and 25 for others")
-flags.DEFINE_enum("grid", "trailing", list(GRIDS), "which levels the steps visit")
+define_sampler()
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
-flags.DEFINE_list("options", [], "other options of the sampler or the grid: order=3,rho=5")
 flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
 flags.DEFINE_integer("batch_size", None, "images at once; by default all")
 flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
@@ -97,7 +94,7 @@ def main() -> None:
         settings = load_config(folder)
         names, context = choose_contexts(settings)
         wrappers = guidance(settings)
-        plans = [tableau(settings, name, steps) for name, steps in choose_samplers(settings)]
+        plans = choose_samplers(settings)
         out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
         count = FLAGS.devices
         devices = first_devices(len(context)) if count is None else choose_devices(count, count)
@@ -109,31 +106,22 @@ def main() -> None:
         draw(out, model, *plans[0], names, context, devices, wrappers)
 
 
-def choose_samplers(settings: Any) -> list[tuple[str, int]]:
-    """The names and steps asked for by --compare, or else by --sampler and --steps."""
-
-    def steps_of(name: str) -> int:
-        return min(STEPS.get(name, 25), settings.diffusion.timesteps)
-
-    if not FLAGS.compare:
-        steps = steps_of(FLAGS.sampler) if FLAGS.steps is None else FLAGS.steps
-        return [(FLAGS.sampler, steps)]
-    pairs = [text.partition(":") for text in FLAGS.compare]
-    for name, _, steps in pairs:
-        if steps and not (steps.isdecimal() and len(steps) < 10):
-            raise InputError(f"compare={name}:{steps}: write samplers as ddpm:500,ddim:25")
-    return [(name, int(steps) if steps else steps_of(name)) for name, _, steps in pairs]
-
-
-def tableau(settings: Any, name: str, steps: int) -> tuple[str, Tableau]:
-    """A sampler's label and its table. Raises InputError for what cannot be."""
+def choose_samplers(settings: Config) -> list[tuple[str, Tableau]]:
+    """The labels and tables of --compare, or else of --sampler and --steps."""
+    schedule = settings.diffusion.build()
     named = {key: FLAGS[key].value for key in ("eta", "variance") if FLAGS[key].value is not None}
-    given = {**options(FLAGS.options), **named}
-    table = samplers.build(name, settings.diffusion.build(), steps, FLAGS.grid, **given)
-    return f"{name}-{steps}", table
+    if not FLAGS.compare:
+        return [tableau(schedule, FLAGS.sampler, FLAGS.steps, **named)]
+    plans = []
+    for word in FLAGS.compare:
+        name, _, steps = word.partition(":")
+        fits = not steps or (steps.isdecimal() and len(steps) < 10)
+        require(fits, f"compare={word}: write samplers as ddpm:500,ddim:25")
+        plans.append(tableau(schedule, name, int(steps) if steps else None, **named))
+    return plans
 
 
-def choose_contexts(settings: Any) -> tuple[dict[str, int], np.ndarray]:
+def choose_contexts(settings: Config) -> tuple[dict[str, int], np.ndarray]:
     """How many images each context gets, by its name, and the context of each image."""
     classes = settings.data.class_names
     width = settings.network.n_cfeat
