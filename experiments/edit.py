@@ -7,7 +7,7 @@
   python -m experiments.edit --edit=interpolate --seeds=3,7 --context=food
   python -m experiments.edit --edit=contexts --context="hero; spell"
 
-sdedit adds noise and removes it again; inpaint fills in what a mask hides, by RePaint; reconstruct
+sdedit adds noise and removes it by --sampler; inpaint fills in what a mask hides, by RePaint; reconstruct
 turns images into noise and back, by DDIM; interpolate goes from one image, or one seed, to another;
 contexts goes from one context to another with the noise kept. The images are the run's own unless
 --images names others. Writes edited.png and edited.npy under RUN/edits/EDIT.
@@ -45,7 +45,7 @@ BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back
 define_devices()
 define_guidance()
 define_run()
-define_sampler("50, or 100, on --grid=uniform_logsnr, where DDIM goes back", grid=None)
+define_sampler("50 on --grid=trailing, or 100 on uniform_logsnr where DDIM goes back", grid=None)
 flags.DEFINE_enum(
     "edit",
     "sdedit",
