@@ -97,6 +97,11 @@ class NetworkConfig:
         choose(NETWORKS, "network", self.network)
         self.build()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images."""
+        return self.build().image_shape
+
     def build(self, **fields: Any) -> Any:
         """The network; fields that are no hyperparameters, such as axis_name, are added."""
         hyperparameters = dataclasses.asdict(self)

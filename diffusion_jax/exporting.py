@@ -18,8 +18,8 @@ from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
-from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.samplers.tableau import to_float32
+from diffusion_jax.sampling import keys_and_noise
 from diffusion_jax.typing import Context, Images, InputError
 
 PLATFORMS = ("cpu", "cuda")
@@ -49,15 +49,12 @@ def export_sampler(
     def draw(
         seed: UInt32[Array, ""], context: Context, scale: Float[Array, ""] | None = None
     ) -> Images:
-        keys = samplers.sample_keys(
-            jax.random.key(seed), jnp.arange(context.shape[0], dtype=jnp.uint32)
-        )
-        shape = (network.height, network.height, network.in_channels)
-        x = noise_scale * samplers.row_noise(keys, jnp.asarray(INITIAL), shape)
+        ids = jnp.arange(context.shape[0], dtype=jnp.uint32)
+        keys, noise = keys_and_noise(seed, ids, network.image_shape)
         guide = None if scale is None else Guidance(scale)
         apply = partial(network.apply, variables)
         denoise = network_denoiser(apply, decode, model.schedule.steps, context, guide)
-        return samplers.solve(denoise, table, x, keys)[0]
+        return samplers.solve(denoise, table, noise_scale * noise, keys)[0]
 
     number = jax.ShapeDtypeStruct((), jnp.float32)
     batch = export.symbolic_shape(f"b, {model.config.network.n_cfeat}")

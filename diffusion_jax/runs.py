@@ -104,7 +104,7 @@ def init_variables(network: Any, seed: int) -> Variables:
 
 def _init(network: Any) -> Callable[[Any], Variables]:
     def init(seed: Any) -> Variables:
-        x = jnp.zeros((1, network.height, network.height, network.in_channels))
+        x = jnp.zeros((1, *network.image_shape))
         return network.init(jax.random.key(seed), x, jnp.zeros(()))
 
     return init

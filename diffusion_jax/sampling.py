@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, Key, UInt32
 
 from diffusion_jax import samplers
 from diffusion_jax.denoisers import (
@@ -97,11 +98,12 @@ def sample(
         guidance = Guidance(guidance)
     _check(model, n, guidance, worse, threshold, start, mask, seed)
     devices = list(devices or first_devices(jax.device_count()))
-    batch_size = min(batch_size or n, n)
-    batch_size += -batch_size % len(devices)
+    if start is None:
+        images = np.broadcast_to(np.float32(0), (n, *model.network.image_shape))
+        start = Start(images, 0.0, tableau.noise_scale)
+    models = (model,) if worse is None else (model, worse)
     run = _compiled(
-        computing_in(model.network, dtype),
-        None if worse is None else computing_in(worse.network, dtype),
+        tuple(computing_in(each.network, dtype) for each in models),
         model.config.diffusion.parameterization,
         model.schedule.steps,
         threshold,
@@ -109,44 +111,51 @@ def sample(
         how,
         dtype,
     )
-    if start is None:
-        shape = (model.network.height, model.network.height, model.network.in_channels)
-        images = np.broadcast_to(np.float32(0), (n, *shape))
-        start = Start(images, 0.0, tableau.noise_scale)
-    table = to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, REGISTERS))
-    shared = replicate(
-        (
-            (model.variables, None if worse is None else worse.variables),
-            table,
-            np.array([start.signal, start.noise], np.float32),
-            np.int32(tableau.rows if rows is None else rows),
-            None if frames is None else np.asarray(frames, np.int32),
-            np.uint32(seed),
-            None if guidance is None else Guidance(*map(np.float32, guidance)),
-        ),
-        devices,
+    shared = (
+        tuple(each.variables for each in models),
+        to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, REGISTERS)),
+        np.array([start.signal, start.noise], np.float32),
+        np.int32(tableau.rows if rows is None else rows),
+        None if frames is None else np.asarray(frames, np.int32),
+        np.uint32(seed),
+        None if guidance is None else Guidance(*map(np.float32, guidance)),
     )
-    parts = []
-    for first in range(0, n, batch_size):
-        ids = np.arange(first, first + batch_size, dtype=np.uint32)
-        at = np.minimum(ids, n - 1)  # the last batch is filled up, and cut below
-        each = (ids, context[at], start.images[at], None if mask is None else mask[at])
-        images, kept = gather(run(*shared, *scatter(split(each, len(devices)), devices)))
-        parts.append((merge(images), None if kept is None else _merge_frames(kept)))
-        if progress is not None:
-            progress(min(batch_size, n - first))
-    images = np.concatenate([images for images, _ in parts])[:n]
+    each = (np.arange(n, dtype=np.uint32), context, start.images, mask)
+    images, kept = _in_batches(run, shared, each, batch_size or n, devices, progress)
     if mask is not None:
         images = np.where(mask == 1, start.images, images)
-    if frames is None:
-        return Samples(images, None)
-    return Samples(images, np.concatenate([kept for _, kept in parts], axis=1)[:, :n])
+    return Samples(images, kept)
+
+
+def _in_batches(
+    run: Any,
+    shared: tuple,
+    each: tuple,
+    batch_size: int,
+    devices: Sequence[jax.Device],
+    progress: Callable[[int], object] | None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Run a program on all images, batch by batch; each: arrays with one element an image."""
+    n = len(each[0])
+    batch_size = min(batch_size, n)
+    batch_size += -batch_size % len(devices)
+    shared = replicate(shared, devices)
+    parts = []
+    for first in range(0, n, batch_size):
+        at = np.minimum(np.arange(first, first + batch_size), n - 1)  # filled up, and cut below
+        batch = split(jax.tree.map(itemgetter(at), each), len(devices))
+        parts.append(gather(run(*shared, *scatter(batch, devices))))
+        if progress is not None:
+            progress(min(batch_size, n - first))
+    images = np.concatenate([merge(images) for images, _ in parts])[:n]
+    if parts[0][1] is None:
+        return images, None
+    return images, np.concatenate([_merge_frames(kept) for _, kept in parts], axis=1)[:, :n]
 
 
 @lru_cache
 def _compiled(
-    network: Any,
-    worse: Any,
+    networks: tuple[Any, ...],
     parameterization: str,
     timesteps: int,
     threshold: str,
@@ -154,9 +163,12 @@ def _compiled(
     how: str | None,
     dtype: str,
 ) -> Any:
+    """The program of a network, and perhaps of a worse one, for all tables."""
+    decode = PARAMETERIZATIONS[parameterization]
+
     @products_in(dtype)
     def on_one_device(
-        variables: tuple[Variables, Variables],
+        variables: tuple[Variables, ...],
         tableau: Tableau,
         scales: Float[Array, "2"],
         rows: Int[Array, ""],
@@ -168,13 +180,10 @@ def _compiled(
         images: Images,
         mask: Mask | None,
     ) -> tuple[Images, Any]:
-        keys = samplers.sample_keys(jax.random.key(seed), ids)
-        noise = samplers.row_noise(keys, jnp.asarray(INITIAL), images.shape[1:])
+        keys, noise = keys_and_noise(seed, ids, images.shape[1:])
         x = scales[0] * images + scales[1] * noise
-        apply = _apply(network, variables[0])
-        apply_worse = None if worse is None else _apply(worse, variables[1])
-        decode = PARAMETERIZATIONS[parameterization]
-        denoise = network_denoiser(apply, decode, timesteps, context, guidance, apply_worse)
+        apply, *worse = map(_apply, networks, variables)
+        denoise = network_denoiser(apply, decode, timesteps, context, guidance, *worse)
         if threshold != "none":
             denoise = changed(denoise, THRESHOLDS[threshold])
         if mask is not None:
@@ -195,10 +204,16 @@ def initial_noise(
     model: Model, n: int, seed: int = 0
 ) -> Float[np.ndarray, "n height width channel"]:
     """The standard normal noise from which sample starts image 0 .. n - 1 with a seed."""
-    keys = samplers.sample_keys(jax.random.key(seed), jnp.arange(n, dtype=jnp.uint32))
-    network = model.network
-    shape = (network.height, network.height, network.in_channels)
-    return np.asarray(samplers.row_noise(keys, jnp.asarray(INITIAL), shape))
+    ids = jnp.arange(n, dtype=jnp.uint32)
+    return np.asarray(keys_and_noise(seed, ids, model.network.image_shape)[1])
+
+
+def keys_and_noise(
+    seed: UInt32[Array, ""] | int, ids: UInt32[Array, "batch"], shape: tuple[int, ...]
+) -> tuple[Key[Array, "batch"], Images]:
+    """The key of each image, from which all its noise comes, and the noise that it starts from."""
+    keys = samplers.sample_keys(jax.random.key(seed), ids)
+    return keys, samplers.row_noise(keys, jnp.asarray(INITIAL), shape)
 
 
 def _check(
@@ -219,8 +234,7 @@ def _check(
     require(worse is None or guidance is not None, "a worse model without guidance: give a scale")
     if worse is not None:
         check_alike(model, worse)
-    height = model.network.height
-    shape = (n, height, height, model.network.in_channels)
+    shape = (n, *model.network.image_shape)
     if start is not None:
         fits = start.images.shape == shape and np.all(np.isfinite(start.images))
         require(fits, f"start images of shape {start.images.shape}: they must be {shape}, finite")

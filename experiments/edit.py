@@ -7,10 +7,10 @@
   python -m experiments.edit --edit=interpolate --seeds=3,7 --context=food
   python -m experiments.edit --edit=contexts --context="hero; spell"
 
-sdedit adds noise and removes it by --sampler; inpaint fills in what a mask hides, by RePaint; reconstruct
-turns images into noise and back, by DDIM; interpolate goes from one image, or one seed, to another;
-contexts goes from one context to another with the noise kept. The images are the run's own unless
---images names others. Writes edited.png and edited.npy under RUN/edits/EDIT.
+sdedit adds noise and removes it by --sampler; inpaint fills in what a mask hides, by RePaint;
+reconstruct turns images into noise and back, by DDIM; interpolate goes from one image, or one seed,
+to another; contexts goes from one context to another with the noise kept. The images are the run's
+own unless --images names others. Writes edited.png and edited.npy under RUN/edits/EDIT.
 """
 
 from pathlib import Path
@@ -208,11 +208,8 @@ def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
         size = settings.network.height if Path(FLAGS.images).is_dir() else 0
         source = DataConfig(images=FLAGS.images, image_size=size)
     dataset = data.load(source)
-    shape = (settings.network.height, settings.network.height, settings.network.in_channels)
-    require(
-        dataset.images.shape[1:] == shape,
-        f"images of shape {dataset.images.shape[1:]}: this run's are {shape}",
-    )
+    found, shape = dataset.images.shape[1:], settings.network.image_shape
+    require(found == shape, f"images of shape {found}: this run's are {shape}")
     count = 2 if FLAGS.edit == "interpolate" else 8
     chosen = integers("pick") if FLAGS.pick else list(range(min(count, len(dataset.images))))
     for index in chosen:

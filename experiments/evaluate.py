@@ -121,16 +121,10 @@ def plan(config: Config) -> tuple[str, Tableau]:
     return name, table
 
 
-def image_shape(config: Config) -> tuple[int, int, int]:
-    """Height, width and channels of a run's images."""
-    network = config.network
-    return network.height, network.height, network.in_channels
-
-
 def check_shape(config: Config, real: Real) -> None:
     """Raise InputError unless the data set is as the run's network expects."""
     found = real.reference.images.shape[1:], real.reference.labels.shape[1]
-    want = image_shape(config), config.network.n_cfeat
+    want = config.network.image_shape, config.network.n_cfeat
     require(
         found == want,
         f"images={config.data.images!r} holds images of shape {found[0]} with {found[1]} context "
@@ -147,7 +141,7 @@ def read_samples(config: Config) -> np.ndarray:
     except (ValueError, OSError, EOFError) as error:
         raise InputError(f"samples={FLAGS.samples} is no .npy file of numbers: {error}") from None
     require(isinstance(images, np.ndarray), f"samples={FLAGS.samples} is an archive, not a .npy")
-    evaluation.check_samples(images, image_shape(config), f"samples={FLAGS.samples}")
+    evaluation.check_samples(images, config.network.image_shape, f"samples={FLAGS.samples}")
     return to_pixels(images)
 
 

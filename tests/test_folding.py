@@ -10,7 +10,7 @@ from diffusion_jax.networks import ContextUnet, fold_batch_norm
 
 def random_variables(network: ContextUnet) -> dict:
     """Variables with no value at its default: scales and variances from 0.5 to 2."""
-    x = jnp.zeros((1, network.height, network.height, network.in_channels))
+    x = jnp.zeros((1, *network.image_shape))
     shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(()))
     rng = np.random.default_rng(0)
 

@@ -30,7 +30,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 @cache
 def template(network):
-    x = jnp.zeros((1, network.height, network.height, network.in_channels))
+    x = jnp.zeros((1, *network.image_shape))
     return jax.eval_shape(network.init, jax.random.key(0), x, 0.5)
 
 

@@ -77,6 +77,11 @@ class ContextUnet(nn.Module):
         check_choice("norm", self.norm, NORMS)
         super().__post_init__()
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the images."""
+        return self.height, self.height, self.in_channels
+
     def setup(self) -> None:
         """Name the layers as the state_dict does."""
         n, dtype = self.n_feat, self.dtype
@@ -149,7 +154,7 @@ class ContextUnet(nn.Module):
 
     def check_inputs(self, x: Array, t: ArrayLike, context: Array | None) -> None:
         """Raise InputError where an input has not the shape or kind that __call__ names."""
-        image = (self.height, self.height, self.in_channels)
+        image = self.image_shape
         if x.ndim != 4 or x.shape[1:] != image:
             raise InputError(f"x has shape {x.shape}: give (batch, {', '.join(map(str, image))})")
         for name, value in (("x", x), ("t", t)):
