@@ -1,6 +1,5 @@
 """A model and a tableau as one file, which samples wherever there is JAX, without this library."""
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusion_jax import samplers
 from diffusion_jax.denoisers import Guidance, network_denoiser
 from diffusion_jax.networks import fold_batch_norm
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax.pictures import write_atomically
 from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
@@ -78,12 +78,7 @@ def check_new(path: str | Path) -> Path:
 
 def write_sampler(path: str | Path, sampler: export.Exported) -> None:
     """Write an exported function into a new file, whole or not at all. InputError as check_new."""
-    path = check_new(path)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial_file.write_bytes(sampler.serialize())
-        os.replace(partial_file, path)
+        write_atomically(check_new(path), bytes(sampler.serialize()))
     except OSError as error:
         raise InputError(f"to={str(path)!r}: {error.strerror}") from error
-    finally:
-        partial_file.unlink(missing_ok=True)

@@ -19,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from diffusion_jax import contexts, data, editing, pictures, samplers
+from diffusion_jax import data, editing, pictures, samplers
 from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.grids import GRIDS, Grid
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.sampling import Start, initial_noise, sample
-from diffusion_jax.typing import InputError, choose, require
+from diffusion_jax.typing import choose, require
 from experiments.flags import (
     FLAGS,
+    contexts,
     define_devices,
     define_guidance,
     define_run,
@@ -217,7 +218,7 @@ def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
         require(0 <= index <= last, f"pick={index}: the images are numbered 0 to {last}")
     images = dataset.images[chosen].astype(np.float32) / 127.5 - 1
     if FLAGS.context is not None:
-        return images, np.repeat(parse(settings)[:1], len(chosen), axis=0)
+        return images, np.repeat(contexts(settings)[:1], len(chosen), axis=0)
     if FLAGS.images is not None:
         return images, np.zeros((len(chosen), settings.network.n_cfeat), np.float32)
     return images, np.asarray(dataset.labels[chosen], np.float32)
@@ -228,17 +229,10 @@ def two_contexts(settings: Config) -> np.ndarray:
     if FLAGS.context is None:
         require(FLAGS.edit != "contexts", 'contexts needs two of them: --context="hero; spell"')
         return np.zeros((2, settings.network.n_cfeat), np.float32)
-    vectors = parse(settings)
+    vectors = contexts(settings)
     wanted = 2 if FLAGS.edit == "contexts" else 1
     require(wanted <= len(vectors) <= 2, f"context={FLAGS.context!r}: it must be two, split by a ;")
     return vectors
-
-
-def parse(settings: Config) -> np.ndarray:
-    """The vectors of --context."""
-    if settings.data.null_context:
-        raise InputError(f"context={FLAGS.context!r}: this run was trained without context")
-    return contexts.parse(FLAGS.context, settings.data.class_names)
 
 
 def mask(height: int) -> np.ndarray:
@@ -246,22 +240,16 @@ def mask(height: int) -> np.ndarray:
     known = np.zeros((height, height, 1), np.float32)
     half = height // 2
     halves: dict[str, Any] = {
-        "left": np.s_[:, :half],
-        "right": np.s_[:, half:],
-        "top": np.s_[:half],
+        **{"left": np.s_[:, :half], "right": np.s_[:, half:]},
+        **{"top": np.s_[:half], "bottom": np.s_[half:]},
     }
-    halves["bottom"] = np.s_[half:]
     if not FLAGS.mask.endswith(".npy"):
         known[choose(halves, "mask", FLAGS.mask)] = 1
         return known
-    try:
-        given = np.load(FLAGS.mask, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"mask={FLAGS.mask} is not a .npy file of numbers: {error}") from None
-    shape = getattr(given, "shape", None)
+    given = data.load_npy(FLAGS.mask)
     require(
-        shape in ((height, height), known.shape) and np.isin(given, (0, 1)).all(),
-        f"mask={FLAGS.mask} has shape {shape}: it must be ({height}, {height}), of 0 and 1",
+        given.shape in ((height, height), known.shape) and np.isin(given, (0, 1)).all(),
+        f"mask={FLAGS.mask} has shape {given.shape}: it must be ({height}, {height}), of 0 and 1",
     )
     return given.reshape(known.shape).astype(np.float32)
 

@@ -13,7 +13,6 @@ sets have the same proportions of classes.
 """
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -27,13 +26,15 @@ from tqdm import tqdm
 
 from diffusion_jax import evaluation
 from diffusion_jax.config import Config
+from diffusion_jax.data import load_npy
 from diffusion_jax.evaluation import LEAST, Real, Row, classifier
 from diffusion_jax.parallel import choose_devices
+from diffusion_jax.pictures import write_atomically
 from diffusion_jax.reports import Section, gallery, table, write_report
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import InputError, require
+from diffusion_jax.typing import require
 from experiments.flags import (
     FLAGS,
     define_devices,
@@ -134,13 +135,7 @@ def check_shape(config: Config, real: Real) -> None:
 
 def read_samples(config: Config) -> np.ndarray:
     """The images of --samples, in uint8. Raises InputError for what cannot be measured."""
-    try:
-        images = np.load(FLAGS.samples, allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(f"samples={FLAGS.samples}: there is no such file") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"samples={FLAGS.samples} is no .npy file of numbers: {error}") from None
-    require(isinstance(images, np.ndarray), f"samples={FLAGS.samples} is an archive, not a .npy")
+    images = load_npy(FLAGS.samples)
     evaluation.check_samples(images, config.network.image_shape, f"samples={FLAGS.samples}")
     return to_pixels(images)
 
@@ -245,10 +240,7 @@ def write(
         "devices": describe(devices),
         "versions": {package: version(package) for package in VERSIONS},
     }
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f"{name}.json.partial"
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, out / f"{name}.json")
+    write_atomically(out / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
 
 
 def report(

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from diffusion_jax import parallel, samplers
 from diffusion_jax.config import Config
+from diffusion_jax.contexts import parse as parse_contexts
 from diffusion_jax.denoisers import THRESHOLDS, Guidance, check_guidance
 from diffusion_jax.grids import GRIDS
 from diffusion_jax.runs import load_model
@@ -125,6 +127,15 @@ def guidance(settings: Config) -> dict[str, Any]:
     if FLAGS.autoguidance:
         worse = load_model(FLAGS.autoguidance, FLAGS.autoguidance_step)
     return {"guidance": check_guidance(chosen), "worse": worse, "threshold": FLAGS.threshold}
+
+
+def contexts(settings: Config) -> np.ndarray:
+    """The vectors of --context. Raises InputError for what this run cannot take."""
+    require(
+        not settings.data.null_context,
+        f"context={FLAGS.context!r}: this run was trained without context",
+    )
+    return parse_contexts(FLAGS.context, settings.data.class_names)
 
 
 def define_processes() -> None:

@@ -12,6 +12,7 @@ long sampling took, with compilation told apart.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffusion_jax import contexts, pictures
+from diffusion_jax import pictures
 from diffusion_jax.config import Config
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.precisions import PRECISIONS
@@ -30,6 +31,7 @@ from diffusion_jax.timing import process_seconds
 from diffusion_jax.typing import InputError, require
 from experiments.flags import (
     FLAGS,
+    contexts,
     define_devices,
     define_guidance,
     define_processes,
@@ -87,6 +89,37 @@ class Timed(NamedTuple):
     compilation: float
 
 
+class Job(NamedTuple):
+    """A model and what to draw from it: how many images of each name, each with its context."""
+
+    model: Model
+    names: dict[str, int]
+    context: np.ndarray
+    devices: Sequence[jax.Device]
+    wrappers: dict[str, Any]
+
+    def run(self, table: Tableau, frames: Sequence[int] | None = None) -> Timed:
+        """Sample, after a run of no rows that does no more than compile."""
+        go = partial(
+            sample,
+            self.model,
+            table,
+            len(self.context),
+            context=self.context,
+            **self.wrappers,
+            seed=FLAGS.seed,
+            frames=frames,
+            batch_size=FLAGS.batch_size,
+            devices=self.devices,
+            dtype=FLAGS.dtype,
+        )
+        begin = time.perf_counter()
+        go(rows=0)
+        compiled = time.perf_counter()
+        samples = go()
+        return Timed(samples, time.perf_counter() - compiled, compiled - begin)
+
+
 def main() -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(FLAGS.run)
@@ -98,12 +131,12 @@ def main() -> None:
         out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
         count = FLAGS.devices
         devices = first_devices(len(context)) if count is None else choose_devices(count, count)
-    model = load_model(folder, FLAGS.step)
+    job = Job(load_model(folder, FLAGS.step), names, context, devices, wrappers)
     say(f"{folder}: {len(context)} images on {describe(devices)}")
     if FLAGS.compare:
-        compare(out, model, plans, names, context, devices, wrappers)
+        compare(out, job, plans)
     else:
-        draw(out, model, *plans[0], names, context, devices, wrappers)
+        draw(out, job, *plans[0])
 
 
 def choose_samplers(settings: Config) -> list[tuple[str, Tableau]]:
@@ -125,10 +158,8 @@ def choose_contexts(settings: Config) -> tuple[dict[str, int], np.ndarray]:
     """How many images each context gets, by its name, and the context of each image."""
     classes = settings.data.class_names
     width = settings.network.n_cfeat
-    if FLAGS.context is not None and settings.data.null_context:
-        raise InputError(f"context={FLAGS.context!r}: this run was trained without context")
     if FLAGS.context is not None:
-        vectors = contexts.parse(FLAGS.context, classes)
+        vectors = contexts(settings)
         labels = [part.strip() for part in FLAGS.context.split(";") if part.strip()]
         if len(set(labels)) < len(labels):
             raise InputError(f"context={FLAGS.context!r}: each context must stand there once")
@@ -150,54 +181,13 @@ def choose_contexts(settings: Config) -> tuple[dict[str, int], np.ndarray]:
     return {label: int(count) for label, count in zip(labels, counts, strict=True)}, vectors[owner]
 
 
-def timed(
-    model: Model,
-    table: Tableau,
-    context: np.ndarray,
-    devices: Sequence[jax.Device],
-    wrappers: dict[str, Any],
-    frames: Sequence[int] | None = None,
-) -> Timed:
-    """Sample, after a run of no rows that does no more than compile."""
-
-    def go(rows: int | None) -> Samples:
-        return sample(
-            model,
-            table,
-            len(context),
-            context=context,
-            **wrappers,
-            seed=FLAGS.seed,
-            frames=frames,
-            batch_size=FLAGS.batch_size,
-            devices=devices,
-            rows=rows,
-            dtype=FLAGS.dtype,
-        )
-
-    begin = time.perf_counter()
-    go(0)
-    compiled = time.perf_counter()
-    samples = go(None)
-    return Timed(samples, time.perf_counter() - compiled, compiled - begin)
-
-
-def draw(
-    out: Path,
-    model: Model,
-    label: str,
-    table: Tableau,
-    names: dict[str, int],
-    context: np.ndarray,
-    devices: Sequence[jax.Device],
-    wrappers: dict[str, Any],
-) -> None:
+def draw(out: Path, job: Job, label: str, table: Tableau) -> None:
     """Sample once; write the images and the animation."""
     frames = None
     if FLAGS.frames != "none":
-        frames = frame_rows(table, model.schedule.steps, FLAGS.frames)
-    samples, seconds, compilation = timed(model, table, context, devices, wrappers, frames)
-    n = len(context)
+        frames = frame_rows(table, job.model.schedule.steps, FLAGS.frames)
+    samples, seconds, compilation = job.run(table, frames)
+    names, n = job.names, len(job.context)
     say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
@@ -218,30 +208,21 @@ def draw(
     say(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
 
 
-def compare(
-    out: Path,
-    model: Model,
-    plans: Sequence[tuple[str, Tableau]],
-    names: dict[str, int],
-    context: np.ndarray,
-    devices: Sequence[jax.Device],
-    wrappers: dict[str, Any],
-) -> None:
+def compare(out: Path, job: Job, plans: Sequence[tuple[str, Tableau]]) -> None:
     """Time samplers one after the other, and show what they draw from the same noise."""
     say(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
-    rows, slowest = {}, 0.0
+    rows, slowest, n = {}, 0.0, len(job.context)
     for label, table in plans:
-        samples, seconds, compilation = timed(model, table, context, devices, wrappers)
+        samples, seconds, compilation = job.run(table)
         slowest = max(slowest, seconds)
-        rate = len(context) / seconds
-        say(f"{label:12} {table.rows:11} {seconds:9.2f} {rate:9.1f} {compilation:10.1f} s")
+        say(f"{label:12} {table.rows:11} {seconds:9.2f} {n / seconds:9.1f} {compilation:10.1f} s")
         rows[label] = (samples.images, seconds)
     for label, (_, seconds) in rows.items():
         say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
     if not is_first():
         return
-    wide = min(COLUMNS, len(context))
-    first = np.linspace(0, len(context) - 1, wide).astype(int)  # some of every context
+    wide = min(COLUMNS, n)
+    first = np.linspace(0, n - 1, wide).astype(int)  # some of every context
     images = np.concatenate([images[first] for images, _ in rows.values()])
     sheet = pictures.grid(images, labels=list(rows), columns=wide, scaling=FLAGS.scaling)
     path = out / f"compare-{'-'.join(rows)}.png"

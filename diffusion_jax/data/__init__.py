@@ -8,6 +8,7 @@ import numpy as np
 
 from diffusion_jax.data.dataset import Dataset
 from diffusion_jax.data.files import default_class_names, image_folder, npy_pair
+from diffusion_jax.data.files import load_npy as load_npy
 from diffusion_jax.data.sprites import CLASS_NAMES, sprites
 from diffusion_jax.typing import InputError
 

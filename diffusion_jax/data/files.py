@@ -27,12 +27,12 @@ def npy_pair(images: str, labels: str = "", class_names: Sequence[str] = ()) -> 
     without one, every context is zero. class_names default to the course's where there are five.
     Raises InputError naming the file and what is wrong.
     """
-    pixels = _load_npy(images)
+    pixels = load_npy(images)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     count = len(pixels) if pixels.ndim else 0
     if labels:
-        vectors = _context_vectors(_load_npy(labels), labels, len(class_names), count)
+        vectors = _context_vectors(load_npy(labels), labels, len(class_names), count)
     else:
         vectors = np.zeros((count, len(class_names) or 1), np.float32)
     names = tuple(class_names) or default_class_names(vectors.shape[-1])
@@ -44,7 +44,8 @@ def default_class_names(count: int) -> tuple[str, ...]:
     return CLASS_NAMES if count == len(CLASS_NAMES) else tuple(f"class{i}" for i in range(count))
 
 
-def _load_npy(path: str) -> ndarray:
+def load_npy(path: str) -> ndarray:
+    """The array of a .npy file, memory-mapped. Raises InputError naming the file."""
     if not os.path.lexists(path):
         raise InputError(f"{path}: there is no such file")
     if not os.path.isfile(path):  # reading a pipe or a device would not end
