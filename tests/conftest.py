@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 from tests import checker
@@ -14,6 +15,14 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
+
+
+@pytest.fixture(scope="session")
+def model() -> Any:
+    """A small network with its initial weights."""
+    from tests.models import untrained  # the library, with the hook in place
+
+    return untrained()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 
 from diffusion_jax import editing, grids, samplers, schedules
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, init_variables
 from diffusion_jax.samplers import analysis
 from diffusion_jax.samplers.tableau import XI
 from diffusion_jax.sampling import Start, initial_noise, sample
@@ -14,13 +12,6 @@ from diffusion_jax.typing import InputError
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
 
 
 @pytest.fixture(scope="module")

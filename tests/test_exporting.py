@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import samplers
-from diffusion_jax.config import Config
 from diffusion_jax.exporting import check_new, export_sampler, write_sampler
-from diffusion_jax.runs import Model, init_variables
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
 
@@ -30,13 +28,6 @@ for n in (1, 4):
     np.save(folder / f"{n}.npy", sampler.call(np.uint32(7), context[:n], *scale))
 assert not [name for name in sys.modules if name.startswith(("diffusion_jax", "flax"))]
 """
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
 
 
 @pytest.mark.parametrize(("name", "guidance"), [("ddim", None), ("ddpm", 3.0)])

@@ -9,11 +9,9 @@ from diffusion_jax import samplers, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.precisions import PRECISIONS, products_in
-from diffusion_jax.runs import Model, init_variables
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
-
-SMALL = {"n_feat": 8, "height": 8, "n_cfeat": 3, "timesteps": 20}
+from tests.models import SMALL, untrained
 
 
 @pytest.mark.parametrize(
@@ -29,9 +27,7 @@ def test_products_carry_the_precision_that_they_are_traced_in(dtype: str, name: 
 
 
 def test_sampling_in_bfloat16_is_near_float32() -> None:
-    config = Config().override(**SMALL)
-    network = config.network.build()
-    model = Model(config, network, config.diffusion.build(), init_variables(network, 0))
+    model = untrained(timesteps=20)
     tableau = samplers.build("ddim", model.schedule, 5)
     full, tf32, half = (
         sample(model, tableau, 2, dtype=name, devices=jax.devices()[:1]).images
@@ -51,7 +47,7 @@ def test_training_in_bfloat16_is_near_float32_and_keeps_float32() -> None:
     labels = np.eye(3, dtype=np.float32)[np.arange(8) % 3]
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        config = Config().override(**SMALL, epochs=3, batch_size=8, dtype=dtype)
+        config = SMALL.override(timesteps=20, epochs=3, batch_size=8, dtype=dtype)
         state = training.init(config, Length(8, 8, 3))
         *_, last = training.fit(config, images, labels, state, jax.devices()[:1], stops=(3,))
         losses[dtype] = last.losses

@@ -6,16 +6,9 @@ import pytest
 
 from diffusion_jax import samplers, timing
 from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.runs import Model
 from diffusion_jax.sampling import frame_rows, sample
 from diffusion_jax.typing import InputError
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
 
 
 @pytest.fixture(scope="module")
