@@ -21,8 +21,8 @@ from diffusion_jax.grids import GRIDS
 from diffusion_jax.samplers import SAMPLERS, analysis
 from diffusion_jax.samplers.analysis import Gaussian
 from diffusion_jax.schedules import SCHEDULES
-from diffusion_jax.typing import InputError, choose, require
-from experiments.flags import FLAGS, define_devices, options, run
+from diffusion_jax.typing import choose, require
+from experiments.flags import FLAGS, define_devices, numbers, options, run
 
 define_devices()
 flags.DEFINE_list(
@@ -42,9 +42,11 @@ flags.DEFINE_string("out", "analysis.png", "the picture's file")
 def main() -> None:
     """Print a table and draw a picture."""
     schedule = schedules.build(FLAGS.schedule, FLAGS.timesteps)
-    steps = [int(n) for n in numbers("steps")]
+    steps = numbers("steps", int)
     require(steps == sorted(set(steps)), f"steps={FLAGS.steps}: they must ascend")
     mean, deviation = np.array(numbers("mean")), np.array(numbers("deviation"))
+    finite = np.all(np.isfinite([*mean, *deviation]))
+    require(finite, f"mean={mean}, deviation={deviation}: they must be finite")
     require(len(mean) == len(deviation), "mean and deviation: they must be of one length")
     data = Gaussian(mean, deviation**2)
     given = options(FLAGS.options)
@@ -64,17 +66,6 @@ def main() -> None:
         print(f"{name:22} {order:>6}  " + "  ".join(f"{e:.2e} ({n})" for e, n in pairs))
         curves[name] = (calls, errors)
     draw(curves)
-
-
-def numbers(flag: str) -> list[float]:
-    """The numbers of a list flag."""
-    words: list[str] = FLAGS.get_flag_value(flag, [])
-    try:
-        values = [float(word) for word in words]
-    except ValueError as error:
-        raise InputError(f"{flag}={','.join(words)}: they must be numbers") from error
-    require(np.all(np.isfinite(values)), f"{flag}={','.join(words)}: they must be finite")
-    return values
 
 
 def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

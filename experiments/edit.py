@@ -34,7 +34,7 @@ from experiments.flags import (
     define_run,
     define_sampler,
     guidance,
-    integers,
+    numbers,
     options,
     run,
 )
@@ -157,7 +157,7 @@ def reconstruct(editor: Editor) -> Rows:
 def interpolate(editor: Editor) -> Rows:
     """From one image, or one seed, to another: slerp of the noise, and of the contexts with it."""
     if FLAGS.seeds:
-        seeds = integers("seeds")
+        seeds = numbers("seeds", int)
         require(len(seeds) == 2, f"seeds={','.join(FLAGS.seeds)}: it must be two numbers")
         inside = all(0 <= seed < 2**32 for seed in seeds)
         require(inside, f"seeds={','.join(FLAGS.seeds)}: they must be in 0..{2**32 - 1}")
@@ -212,7 +212,7 @@ def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
     found, shape = dataset.images.shape[1:], settings.network.image_shape
     require(found == shape, f"images of shape {found}: this run's are {shape}")
     count = 2 if FLAGS.edit == "interpolate" else 8
-    chosen = integers("pick") if FLAGS.pick else list(range(min(count, len(dataset.images))))
+    chosen = numbers("pick", int) if FLAGS.pick else list(range(min(count, len(dataset.images))))
     for index in chosen:
         last = len(dataset.images) - 1
         require(0 <= index <= last, f"pick={index}: the images are numbered 0 to {last}")

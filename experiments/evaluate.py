@@ -15,7 +15,6 @@ sets have the same proportions of classes.
 import json
 import time
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,8 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from diffusion_jax import evaluation
-from diffusion_jax.config import Config
+from diffusion_jax import environment, evaluation
+from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import load_npy
 from diffusion_jax.evaluation import LEAST, Real, Row, classifier
 from diffusion_jax.parallel import choose_devices
@@ -55,7 +54,6 @@ RECORDED = (
     "threshold",
     *("n", "real_n", "samples", "batch_size", "seed"),
 )
-VERSIONS = ("diffusion_jax", "jax", "flax", "optax", "numpy")
 
 define_devices()
 define_guidance()
@@ -74,7 +72,7 @@ def main() -> None:
     """Draw or read samples, measure them, write what came of it."""
     folder = Path(FLAGS.run)
     config = load_config(folder)
-    check(config)
+    check()
     wrappers = guidance(config)
     name, sampler = plan(config)
     out = output_folder("out", folder / "evaluation")
@@ -105,12 +103,11 @@ def main() -> None:
     print(f"written: {out / name}.json, {out / name}.html")
 
 
-def check(config: Config) -> None:
+def check() -> None:
     """Raise InputError for flags that cannot be."""
-    n = LEAST if FLAGS.samples else FLAGS.n
-    require(n >= LEAST, f"n={n}: it must be at least {LEAST}")
-    require(FLAGS.real_n >= LEAST, f"real_n={FLAGS.real_n}: it must be at least {LEAST}")
-    require(FLAGS.batch_size >= 1, f"batch_size={FLAGS.batch_size}: it must be at least 1")
+    at_least("n", LEAST if FLAGS.samples else FLAGS.n, LEAST)
+    at_least("real_n", FLAGS.real_n, LEAST)
+    at_least("batch_size", FLAGS.batch_size, 1)
     require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
 
 
@@ -238,7 +235,7 @@ def write(
         "seconds": seconds,
         "flags": {flag: FLAGS[flag].value for flag in RECORDED},
         "devices": describe(devices),
-        "versions": {package: version(package) for package in VERSIONS},
+        "versions": environment.versions(),
     }
     write_atomically(out / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
 

@@ -1,6 +1,7 @@
 """Flags shared by the apps: the configuration's fields as flags, and errors as one line."""
 
 import dataclasses
+import math
 import os
 import sys
 import traceback
@@ -48,7 +49,7 @@ def config() -> Config:
         if value is not None
     }
     if "class_frequencies" in values:
-        values["class_frequencies"] = _numbers("class_frequencies", values["class_frequencies"])
+        values["class_frequencies"] = tuple(numbers("class_frequencies"))
     return PRESETS[FLAGS.preset]().override(**values)
 
 
@@ -108,7 +109,6 @@ def define_guidance() -> None:
 
 def guidance(settings: Config) -> dict[str, Any]:
     """What those flags say, as arguments of sample. Raises InputError for what cannot be."""
-    interval = FLAGS.guidance_interval
     if FLAGS.guidance is None:
         for name in ("guidance_interval", "guidance_rescale", "cfg_plus_plus", "autoguidance"):
             require(not FLAGS[name].value, f"{name} needs --guidance, its scale")
@@ -119,7 +119,7 @@ def guidance(settings: Config) -> dict[str, Any]:
         f"guidance={FLAGS.guidance}: this run was trained only with or only without context; "
         "guidance needs both, or --autoguidance",
     )
-    bounds = _numbers("guidance_interval", interval or ("0", "inf"))
+    bounds = tuple(numbers("guidance_interval")) or (0.0, math.inf)
     require(len(bounds) == 2, f"guidance_interval={bounds}: it must be two numbers, LOW,HIGH")
     low, high = bounds
     chosen = Guidance(FLAGS.guidance, low, high, FLAGS.guidance_rescale, FLAGS.cfg_plus_plus)
@@ -318,20 +318,14 @@ def _define(field: dataclasses.Field) -> None:
         define[type(field.default)](name, None, about)
 
 
-def _numbers(name: str, values: Sequence[str]) -> tuple[float, ...]:
-    try:
-        return tuple(float(value) for value in values)
-    except ValueError:
-        raise InputError(f"{name}={','.join(values)}: it must be numbers") from None
-
-
-def integers(name: str) -> list[int]:
-    """The whole numbers of a list flag."""
+def numbers(name: str, kind: Callable[[str], Any] = float) -> list[Any]:
+    """The numbers of a list flag; kind: int for whole ones."""
     words: list[str] = FLAGS.get_flag_value(name, [])
     try:
-        return [int(word) for word in words]
+        return [kind(word) for word in words]
     except ValueError:
-        raise InputError(f"{name}={','.join(words)}: they must be whole numbers") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{name}={','.join(words)}: they must be {what}") from None
 
 
 def folder(name: str, default: Path) -> Path:

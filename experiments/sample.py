@@ -21,14 +21,14 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import pictures
-from diffusion_jax.config import Config
+from diffusion_jax.config import Config, at_least, at_most
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.timing import process_seconds
-from diffusion_jax.typing import InputError, require
+from diffusion_jax.typing import require
 from experiments.flags import (
     FLAGS,
     contexts,
@@ -161,8 +161,8 @@ def choose_contexts(settings: Config) -> tuple[dict[str, int], np.ndarray]:
     if FLAGS.context is not None:
         vectors = contexts(settings)
         labels = [part.strip() for part in FLAGS.context.split(";") if part.strip()]
-        if len(set(labels)) < len(labels):
-            raise InputError(f"context={FLAGS.context!r}: each context must stand there once")
+        once = len(set(labels)) == len(labels)
+        require(once, f"context={FLAGS.context!r}: each context must stand there once")
     elif settings.data.null_context:
         vectors, labels = np.zeros((1, width), np.float32), ["none"]
     else:
@@ -170,12 +170,11 @@ def choose_contexts(settings: Config) -> tuple[dict[str, int], np.ndarray]:
     n = FLAGS.n
     if n is None:
         n = 8 * len(labels) if len(labels) > 1 else 32
-    if n < len(labels):
-        raise InputError(f"n={n}: it must be at least {len(labels)}, one image for each context")
-    if n > LARGEST:
-        raise InputError(f"n={n}: it must be at most {LARGEST}")
-    if FLAGS.batch_size is not None and FLAGS.batch_size < 1:
-        raise InputError(f"batch_size={FLAGS.batch_size}: it must be at least 1")
+    least = len(labels)
+    require(n >= least, f"n={n}: it must be at least {least}, one image for each context")
+    at_most("n", n, LARGEST)
+    if FLAGS.batch_size is not None:
+        at_least("batch_size", FLAGS.batch_size, 1)
     owner = np.arange(n) * len(labels) // n
     counts = np.bincount(owner)
     return {label: int(count) for label, count in zip(labels, counts, strict=True)}, vectors[owner]

@@ -353,7 +353,7 @@ REFUSED = {
         ("--labels={}/nan.npy",): r"nan\.npy: labels must be finite numbers",
         ("--images=",): r"labels='.*labels\.npy' without images",
         ("--images=", "--labels=", "--class_frequencies=1,2"): r"\(1\.0, 2\.0\); it must be 5 numb",
-        ("--class_frequencies=1,x,1,1,1",): r"class_frequencies=1,x,1,1,1: it must be numbers",
+        ("--class_frequencies=1,x,1,1,1",): r"class_frequencies=1,x,1,1,1: they must be numbers",
         ("--class_names=a,b",): r"class number 2, but there are 2 class names",
         ("--class_names=a,a,b",): r"class_names=a,a,b: each must be another",
         ("--epochs=0",): r"epochs=0: it must be at least 1",
