@@ -36,9 +36,9 @@ from experiments.flags import (
     guidance,
     numbers,
     options,
+    output_folder,
     run,
 )
-from experiments.flags import folder as output_folder
 
 GREY = 0.5  # what hidden pixels look like
 BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back

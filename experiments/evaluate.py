@@ -42,10 +42,10 @@ from experiments.flags import (
     define_sampler,
     describe,
     guidance,
+    output_folder,
     run,
     tableau,
 )
-from experiments.flags import folder as output_folder
 
 EACH = 16  # images of a row in the report
 RECORDED = (

@@ -328,7 +328,7 @@ def numbers(name: str, kind: Callable[[str], Any] = float) -> list[Any]:
         raise InputError(f"{name}={','.join(words)}: they must be {what}") from None
 
 
-def folder(name: str, default: Path) -> Path:
+def output_folder(name: str, default: Path) -> Path:
     """The folder that a flag names, or a default. Raises InputError if it is a file."""
     path = Path(FLAGS[name].value or default)
     require(not path.exists() or path.is_dir(), f"{name}={str(path)!r} is a file: name a folder")

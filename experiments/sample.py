@@ -39,11 +39,11 @@ from experiments.flags import (
     define_sampler,
     describe,
     guidance,
+    output_folder,
     run,
     say,
     tableau,
 )
-from experiments.flags import folder as output_folder
 
 LARGEST = 1_000_000  # the most images of one call
 COLUMNS = 16  # the widest row of a picture
