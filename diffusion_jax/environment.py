@@ -68,7 +68,7 @@ def read(run: Path) -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, OSError):
         entries = None
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
         return entries
