@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -36,6 +37,7 @@ def describe(command: Sequence[str], devices: Sequence[jax.Device]) -> dict[str,
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "versions": versions(),
+        "variables": {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_"))},
     }
 
 

@@ -44,7 +44,7 @@ def main() -> None:
     with_check = training.train_chunk(config, length, devices, None)
     states[0], _ = with_check(states[0], *given)
     with mock.patch.object(jnp, "isfinite", return_value=np.True_):
-        without = training.train_chunk(config, length, devices, None)
+        without: Any = training.train_chunk(config, length, devices, None)
         states[1], _ = without(states[1], *given)  # traced here; XLA drops the rest of the check
         assert "is_finite" not in without.lower(states[1], *given).as_text()
     seconds = np.empty((FLAGS.runs, 2))

@@ -140,21 +140,23 @@ def length_in_bits(n_images: int, settings: Config) -> float:
 
 
 def check_folder(folder: Path, settings: Config) -> None:
-    """Raise InputError unless folder is new, empty, or a run of the same configuration."""
-    for place in (folder, folder / "state"):
-        locks.check_writable(place, "run")
+    """Raise InputError unless folder is new, empty, or a run of the same configuration.
+
+    It must be one that can be written, too.
+    """
     starting = {locks.LOCK, f"{checkpoints.CONFIG}.partial"}  # all that an early end leaves
-    if not folder.exists() or (
+    new = not folder.exists() or (
         folder.is_dir() and all(path.name in starting for path in folder.iterdir())
-    ):
-        return
-    if not (folder / checkpoints.CONFIG).is_file():
+    )
+    if not (new or (folder / checkpoints.CONFIG).is_file()):
         raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
-    if differences := load_config(folder).differences(settings):
+    if differences := [] if new else load_config(folder).differences(settings):
         raise InputError(
             f"run={str(folder)!r} was started with another configuration: "
             f"{'; '.join(differences)}. Name another folder with --run, or the old settings"
         )
+    for place in (folder, folder / "state"):
+        locks.check_writable(place, "run")
 
 
 def resume(

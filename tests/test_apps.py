@@ -196,6 +196,7 @@ def test_snapshots_of_averages_survive_a_cut_and_make_other_averages(app, data, 
         ("--sigma_rel=0.1", f"--run={wider}", "--to=x"): f"run='{wider}' has no snapshots of aver",
         ("--sigma_rel=0.1", f"--run={whole}", "--to=x", "--step=3"): "step=3: the snapshots of",
         ("--sigma_rel=0.1", f"--run={whole}", f"--to={wider}"): f"run='{wider}' is not empty",
+        ("--sigma_rel=0.1", "--run=none", f"--to={wider}"): f"run='{wider}' is not empty",
     }
     for flags, message in refused.items():
         assert app("experiments.ema", *flags, code=2).startswith(f"error: {message}")
