@@ -267,7 +267,9 @@ def restore_averages(run: Path, template: Any, until: int | None = None) -> Iter
 def _open_averages(run: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         run.absolute() / AVERAGES,
-        options=ocp.CheckpointManagerOptions(create=not options, **options),
+        options=ocp.CheckpointManagerOptions(
+            create=not options, enable_async_checkpointing=False, **options
+        ),
         item_names=(AVERAGES,),
     )
 
