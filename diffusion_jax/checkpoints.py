@@ -110,7 +110,7 @@ def _write(
 
 def _reason(error: Exception) -> tuple[int, str]:
     """The system's error number, and its meaning, of an error that may be tensorstore's report."""
-    found = re.search(r"OS error (\d+)", str(error))
+    found = re.search(r"os_error_code='(\d+)'", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else None)
     return (number, os.strerror(number)) if number else (errno.EIO, str(error).split("\n")[0])
 
