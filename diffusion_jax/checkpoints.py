@@ -1,13 +1,15 @@
 """A run on disk: config.json, and checkpoints under state/<step>/ by orbax.
 
 A checkpoint has two items: the model, which sampling needs, and the training, which continuing
-needs. Its last file is a manifest of checksums: a checkpoint is sound if it fits its manifest.
-averages/<step>/ holds averages of the weights, of which others are made afterwards.
+needs; and a copy of config.json. Its last file is a manifest of checksums: a checkpoint is sound if
+it fits its manifest. averages/<step>/ holds averages of the weights, of which others are made
+afterwards, in the same form.
 """
 
 import errno
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,7 @@ CONFIG = "config.json"
 LARGEST = 2**20  # bytes of a configuration
 ITEMS = ("model", "training")
 AVERAGES = "averages"
+MOVABLE = ("images", "labels")  # fields of a configuration that say where files are
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
@@ -78,26 +81,38 @@ def save(
 
     Raises OSError if it cannot be written, on a full disk say; the earlier ones then stand.
     """
-    items = {"model": ocp.args.StandardSave(model)}
-    if training is not None:
-        items["training"] = ocp.args.StandardSave(training)
-    folder = Path(checkpoints.directory) / str(step)
-    try:
-        checkpoints.save(step, args=ocp.args.Composite(**items), force=True)
-        if jax.process_index() == 0:
-            for file in files:
-                shutil.copyfile(file, folder / file.name)
-            manifests.seal(folder)
-    except Exception as error:
-        _remove_unfinished(Path(checkpoints.directory), step)
-        checkpoints.reload()
-        number = getattr(error, "errno", None) or errno.EIO
-        raise OSError(
-            number, f"the checkpoint could not be written: {error}", str(folder)
-        ) from error
+    _write(checkpoints, step, {ITEMS[0]: model, ITEMS[1]: training}, files)
     if keep is not None and jax.process_index() == 0:
         _prune(Path(checkpoints.directory), keep)
     checkpoints.reload()
+
+
+def _write(
+    checkpoints: ocp.CheckpointManager, step: int, items: dict[str, Any], files: Iterable[Path] = ()
+) -> None:
+    """Write those items of a step that are not None, and seal them with copies of files."""
+    folder = Path(checkpoints.directory) / str(step)
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if tree is not None}
+    config = folder.parent.parent / CONFIG
+    try:
+        checkpoints.save(step, args=ocp.args.Composite(**args), force=True)
+        if jax.process_index() == 0:
+            for file in (*([config] if config.exists() else []), *files):
+                shutil.copyfile(file, folder / file.name)
+            manifests.seal(folder)
+    except Exception as error:
+        _remove_unfinished(folder.parent, step)
+        checkpoints.reload()
+        number, what = _reason(error)
+        message = f"the checkpoint could not be written: {what}"
+        raise OSError(number, message, str(folder)) from error
+
+
+def _reason(error: Exception) -> tuple[int, str]:
+    """The system's error number, and its meaning, of an error that may be tensorstore's report."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    number = getattr(error, "errno", None) or (int(found[1]) if found else None)
+    return (number, os.strerror(number)) if number else (errno.EIO, str(error).split("\n")[0])
 
 
 def _remove_unfinished(state: Path, step: int | None = None) -> None:
@@ -116,9 +131,13 @@ def _prune(state: Path, keep: int) -> None:
 
 def _steps(state: Path) -> list[int]:
     """The steps that have a folder, sound or not, in ascending order."""
-    if not state.is_dir():
+    try:
+        names = os.listdir(state)
+    except FileNotFoundError:
         return []
-    return sorted(int(path.name) for path in state.iterdir() if path.name.isdecimal())
+    except OSError as error:
+        raise InputError(f"{state}: {error.strerror}") from None
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def newest(run: Path) -> int | None:
@@ -128,11 +147,16 @@ def newest(run: Path) -> int | None:
     """
     state = run.absolute() / "state"
     for step in reversed(_steps(state)):
-        fault = manifests.fault(state / str(step))
-        if fault is None:
+        if _is_sound(state / str(step)):
             return step
-        warnings.warn(f"{state / str(step)} is passed over: {fault}", RunWarning, stacklevel=2)
     return None
+
+
+def _is_sound(folder: Path) -> bool:
+    """Whether a folder fits its manifest; a RunWarning says why it is passed over."""
+    if fault := manifests.fault(folder):
+        warnings.warn(f"{folder} is passed over: {fault}", RunWarning, stacklevel=3)
+    return not fault
 
 
 def set_aside(run: Path, step: int | None) -> None:
@@ -168,8 +192,8 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> 
 def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
     """The model of a run's newest sound checkpoint, or of a step.
 
-    Raises InputError if there is none or if the step's is damaged; a RunWarning names damaged ones
-    that are newer.
+    Raises InputError if there is none, if the step's is damaged, or if the run's configuration is
+    no longer the one that it was saved with; a RunWarning names damaged ones that are newer.
     """
     state = run.absolute() / "state"
     steps = _steps(state)
@@ -185,33 +209,57 @@ def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
         raise InputError(f"step={step}: the checkpoints of {run} are {steps}")
     elif fault := manifests.fault(state / str(step)):
         raise InputError(f"step={step}: {state / str(step)} is damaged: {fault}")
+    _check_config(run, state / str(step))
     options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
     with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
         return restore(checkpoints, step, model=template)["model"]
 
 
+def _check_config(run: Path, checkpoint: Path) -> None:
+    """Raise InputError unless the run's configuration holds what a checkpoint's copy does."""
+    if not (checkpoint / CONFIG).exists():
+        return
+    ours, theirs = read_config(run), read_config(checkpoint)
+    changed = [
+        name
+        for group, fields in theirs.items()
+        for name, value in fields.items()
+        if name not in MOVABLE and ours.get(group, {}).get(name) != value
+    ]
+    require(
+        not changed,
+        f"{run / CONFIG} has another {', '.join(changed)} than when the checkpoint was saved: "
+        f"put {checkpoint / CONFIG} in its place",
+    )
+
+
 def save_averages(run: Path, step: int, averages: Any) -> None:
-    """Store the averages of a step, unless they are there: a continued run comes by again."""
+    """Store the averages of a step, unless they are there: a continued run comes by again.
+
+    Raises OSError if they cannot be written.
+    """
+    folder = run.absolute() / AVERAGES / str(step)
+    if jax.process_index() == 0 and folder.exists() and manifests.fault(folder):
+        shutil.rmtree(folder)
     with _open_averages(run) as snapshots:
         if step not in snapshots.all_steps():
-            items = {AVERAGES: ocp.args.StandardSave(averages)}
-            snapshots.save(step, args=ocp.args.Composite(**items), force=True)
+            _write(snapshots, step, {AVERAGES: averages})
 
 
 def restore_averages(run: Path, template: Any, until: int | None = None) -> Iterator[tuple]:
     """The stored averages (step, averages) of a run, in order, up to a step or all of them.
 
-    Raises InputError if there are none, or none of that step.
+    A RunWarning names damaged ones, which are left out. Raises InputError if there are none, or
+    none of that step.
     """
-    require(
-        (run / AVERAGES).is_dir(),
-        f"run={str(run)!r} has no snapshots of averages: train it with --ema_snapshots",
-    )
+    folder = run.absolute() / AVERAGES
+    steps = _steps(folder)
+    require(steps, f"run={str(run)!r} has no snapshots of averages: train it with --ema_snapshots")
+    sound = [step for step in steps if _is_sound(folder / str(step))]
+    require(sound, f"run={str(run)!r} has no sound snapshot, only damaged ones: {steps}")
+    require(until in (None, *sound), f"step={until}: the snapshots of {run} are {sound}")
     with _open_averages(run, read_only=True, save_interval_steps=0) as snapshots:
-        steps = sorted(snapshots.all_steps())
-        require(steps, f"run={str(run)!r} has no snapshots of averages yet")
-        require(until in (None, *steps), f"step={until}: the snapshots of {run} are {steps}")
-        for step in steps:
+        for step in sound:
             if until is None or step <= until:
                 yield step, restore(snapshots, step, averages=template)[AVERAGES]
 
@@ -219,7 +267,9 @@ def restore_averages(run: Path, template: Any, until: int | None = None) -> Iter
 def _open_averages(run: Path, **options: Any) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
         run.absolute() / AVERAGES,
-        options=ocp.CheckpointManagerOptions(create=not options, **options),
+        options=ocp.CheckpointManagerOptions(
+            create=not options, enable_async_checkpointing=False, **options
+        ),
         item_names=(AVERAGES,),
     )
 

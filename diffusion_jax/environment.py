@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -36,6 +37,7 @@ def describe(command: Sequence[str], devices: Sequence[jax.Device]) -> dict[str,
         "platform": platform.platform(),
         "host": socket.gethostname(),
         "versions": versions(),
+        "variables": {k: v for k, v in os.environ.items() if k.startswith(("JAX_", "XLA_"))},
     }
 
 
@@ -68,7 +70,7 @@ def read(run: Path) -> list[dict[str, Any]]:
         return []
     try:
         entries = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, OSError):
         entries = None
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
         return entries

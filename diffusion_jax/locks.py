@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,23 @@ from pathlib import Path
 from diffusion_jax.typing import InputError
 
 LOCK = "lock"
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Raise InputError unless files can be made in a folder, or in the one to make it in.
+
+    It is tried, and nothing left: permissions do not tell what a mount or a server allows.
+    """
+    place = folder.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{name}={str(folder)!r} cannot be written: {place}: {error.strerror}"
+        ) from None
 
 
 @contextmanager
@@ -32,7 +50,10 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 def _hold(path: Path) -> int:
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
         try:
             _lock(file, path)
             if _is(file, path):

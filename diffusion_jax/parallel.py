@@ -101,6 +101,8 @@ def is_first() -> bool:
 def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
     """Raise in all processes the InputError that the body raises in any, and wait for all.
 
+    What the system refuses to one of them becomes such an InputError.
+
     what: gives a value after the body that must be the same in all processes, such as a checksum.
     """
     if jax.process_count() == 1:
@@ -111,6 +113,8 @@ def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
         yield
     except InputError as error:
         fault = str(error) or "InputError"
+    except OSError as error:
+        fault = f"{error.filename}: {error.strerror}"
     told = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
     for number, row in enumerate(multihost_utils.process_allgather(told)):
         if said := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
@@ -126,6 +130,13 @@ def agree(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def largest(value: int) -> int:
+    """The largest value that a process has, in all."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def wait_for_all() -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from diffusion_jax import averages, checkpoints, parallel
 from diffusion_jax.averages import Profile
 from diffusion_jax.config import Config
+from diffusion_jax.locks import check_writable
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Variables
 
@@ -82,13 +83,20 @@ def load_config(run: Path) -> Config:
 def save_model(run: str | Path, config: Config, variables: Variables) -> None:
     """Make a run folder of a model that was trained elsewhere. Raises InputError if it exists."""
     run = Path(run)
-    if run.exists() and not run.is_dir():
-        raise InputError(f"run={str(run)!r} is not a folder: name a new one")
-    if run.exists() and any(run.iterdir()):
-        raise InputError(f"run={str(run)!r} is not empty: name a new folder")
+    check_new(run)
     checkpoints.write_config(run, config.to_dict())
     with checkpoints.open_checkpoints(run) as manager:
         checkpoints.save(manager, 0, variables)
+
+
+def check_new(run: str | Path) -> None:
+    """Raise InputError unless a new run can be made in a folder."""
+    run = Path(run)
+    if run.exists() and not run.is_dir():
+        raise InputError(f"run={str(run)!r} is not a folder: name a new one")
+    check_writable(run, "run")
+    if run.exists() and any(run.iterdir()):
+        raise InputError(f"run={str(run)!r} is not empty: name a new folder")
 
 
 def variable_shapes(network: Any) -> Any:

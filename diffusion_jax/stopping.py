@@ -1,9 +1,10 @@
 """Signals that ask a loop to end in its own time."""
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -16,17 +17,30 @@ class Request:
 
 @contextmanager
 def on_signals() -> Iterator[Request]:
-    """Take note of the first SIGINT or SIGTERM within the body; a second one ends the process."""
+    """Take note of the first SIGINT or SIGTERM within the body; a second one ends the process.
+
+    It ends at once, whatever the main thread is in (Python's own handlers wait for the end of a
+    compilation or a dispatch), with 128 + the signal's number.
+    """
     request = Request()
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
 
-    def note(number: int, frame: FrameType | None) -> None:
-        request.by = signal.Signals(number)
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in SIGNALS and request.by:
+                os._exit(128 + number[0])
+            elif number[0] in SIGNALS:
+                request.by = signal.Signals(number[0])
+        os.close(reader)
 
-    before = {each: signal.signal(each, note) for each in SIGNALS}
+    before = {each: signal.signal(each, lambda *_: None) for each in SIGNALS}
+    others = signal.set_wakeup_fd(writer)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield request
     finally:
+        signal.set_wakeup_fd(others)
+        os.close(writer)
         for each, handler in before.items():
             signal.signal(each, handler)

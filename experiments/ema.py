@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax.runs import load_config, reconstruct, save_model
+from diffusion_jax.runs import check_new, load_config, reconstruct, save_model
 from experiments.flags import FLAGS, run
 
 flags.DEFINE_string("run", None, "the run folder, trained with --ema_snapshots")
@@ -23,6 +23,7 @@ flags.mark_flags_as_required(["run", "sigma_rel", "to"])
 
 def main() -> None:
     """Solve for the average, and store it as a run."""
+    check_new(FLAGS.to)
     found = reconstruct(FLAGS.run, FLAGS.sigma_rel, FLAGS.step)
     settings = load_config(Path(FLAGS.run)).override(
         ema_profile="power", ema_sigma_rel=FLAGS.sigma_rel

@@ -19,6 +19,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.contexts import parse as parse_contexts
 from diffusion_jax.denoisers import THRESHOLDS, Guidance, check_guidance
 from diffusion_jax.grids import GRIDS
+from diffusion_jax.locks import check_writable
 from diffusion_jax.runs import load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.schedules import NoiseSchedule
@@ -50,6 +51,9 @@ def config() -> Config:
     }
     if "class_frequencies" in values:
         values["class_frequencies"] = tuple(numbers("class_frequencies"))
+    for name in ("n_images", "data_seed", "class_frequencies"):
+        if values.get("images") and name in values:
+            raise InputError(f"{name}: --images says which images there are; it is for drawn ones")
     return PRESETS[FLAGS.preset]().override(**values)
 
 
@@ -165,6 +169,7 @@ def run(main: Callable[[], None]) -> None:
             if not FLAGS["verbosity"].present:
                 logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps
             warnings.showwarning = _show(warnings.showwarning)
+            sys.unraisablehook = _raise_no_late_writes(sys.unraisablehook)
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
             _use_cache(FLAGS["compilation_cache_dir"].value)
             if "coordinator" in FLAGS and _is_job():
@@ -201,7 +206,8 @@ def _run_job(main: Callable[[], None]) -> None:
     except (InputError, SystemExit):
         raise
     except BaseException as error:
-        traceback.print_exc()
+        if not (isinstance(error, OSError) and error.errno):  # the system's tell all in one line
+            traceback.print_exc()
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         print(
             f"error: this process of {jax.process_count()} stops, as it failed or another one "
@@ -261,6 +267,16 @@ def _show(others: Callable) -> Callable:
             print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
         else:
             others(message, category, *where, **kwargs)
+
+    return show
+
+
+def _raise_no_late_writes(others: Callable) -> Callable:
+    """Leave out what orbax's writers say that outlive a failed save; show all else as before."""
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
 
     return show
 
@@ -329,9 +345,10 @@ def numbers(name: str, kind: Callable[[str], Any] = float) -> list[Any]:
 
 
 def output_folder(name: str, default: Path) -> Path:
-    """The folder that a flag names, or a default. Raises InputError if it is a file."""
+    """The folder that a flag names, or a default. Raises InputError if it cannot be written."""
     path = Path(FLAGS[name].value or default)
     require(not path.exists() or path.is_dir(), f"{name}={str(path)!r} is a file: name a folder")
+    check_writable(path, name)
     return path
 
 

@@ -13,7 +13,6 @@ import math
 import signal
 import sys
 import time
-import warnings
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
@@ -40,7 +39,7 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.training import Chunk, TrainState
-from diffusion_jax.typing import InputError, RunWarning
+from diffusion_jax.typing import InputError
 from experiments.flags import (
     FLAGS,
     config,
@@ -141,19 +140,23 @@ def length_in_bits(n_images: int, settings: Config) -> float:
 
 
 def check_folder(folder: Path, settings: Config) -> None:
-    """Raise InputError unless folder is new, empty, or a run of the same configuration."""
+    """Raise InputError unless folder is new, empty, or a run of the same configuration.
+
+    It must be one that can be written, too.
+    """
     starting = {locks.LOCK, f"{checkpoints.CONFIG}.partial"}  # all that an early end leaves
-    if not folder.exists() or (
+    new = not folder.exists() or (
         folder.is_dir() and all(path.name in starting for path in folder.iterdir())
-    ):
-        return
-    if not (folder / checkpoints.CONFIG).is_file():
+    )
+    if not (new or (folder / checkpoints.CONFIG).is_file()):
         raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
-    if differences := load_config(folder).differences(settings):
+    if differences := [] if new else load_config(folder).differences(settings):
         raise InputError(
             f"run={str(folder)!r} was started with another configuration: "
             f"{'; '.join(differences)}. Name another folder with --run, or the old settings"
         )
+    for place in (folder, folder / "state"):
+        locks.check_writable(place, "run")
 
 
 def resume(
@@ -218,9 +221,9 @@ def train(
             log(folder, manager, chunk, step, length, bar)
             if step in snapshots and len(chunk.losses):  # before a checkpoint that follows it
                 checkpoints.save_averages(folder, step, chunk.state.averages)
-            asked = parallel.agree(request.by or 0)
+            asked = parallel.largest(request.by or 0)
             if len(chunk.losses) and (step in saves or asked):
-                save(folder, manager, chunk.state, step, bool(asked) or step == length.steps)
+                save(folder, manager, chunk.state, step)
             if asked:
                 bar.close()
                 if parallel.is_first():
@@ -232,18 +235,16 @@ def train(
         say(f"{skipped} of them were skipped: their loss or gradient was not finite")
 
 
-def save(folder: Path, manager: Any, state: TrainState, step: int, needed: bool) -> None:
-    """Write a checkpoint. Where it fails, training goes on, unless this one is needed."""
+def save(folder: Path, manager: Any, state: TrainState, step: int) -> None:
+    """Write a checkpoint. Raises OSError naming the last one if it fails."""
     stored = state.without_model()
     try:
         checkpoints.save(
             manager, step, state.ema, stored, files=[folder / METRICS], keep=FLAGS.keep
         )
     except OSError as error:
-        if needed:
-            raise
-        message = f"{error.filename}: {error.strerror}; {stands(folder, manager)}; training goes on"
-        warnings.warn(message, RunWarning, stacklevel=2)
+        message = f"{error.strerror}; {stands(folder, manager)}"
+        raise OSError(error.errno, message, error.filename) from error
 
 
 def stands(folder: Path, manager: Any) -> str:

@@ -13,7 +13,7 @@ from absl import flags
 
 from diffusion_jax.data import default_class_names
 from diffusion_jax.networks import torch_weights
-from diffusion_jax.runs import load_model, save_model, variable_shapes
+from diffusion_jax.runs import check_new, load_model, save_model, variable_shapes
 from diffusion_jax.typing import InputError
 from experiments.flags import FLAGS, config, define_config, run
 
@@ -45,6 +45,7 @@ def main() -> None:
 
 def to_run(source: Path, folder: Path) -> None:
     """Make a run folder of a state_dict file."""
+    check_new(folder)
     state_dict = torch_weights.read_state_dict(source)
     fields = torch_weights.infer_fields(state_dict)
     names = config().data.class_names or default_class_names(fields["n_cfeat"])

@@ -15,6 +15,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
+FAULTS: Counter[str] = Counter()  # injected by the slow tests of faults; what was wrong: WRONG ...
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +27,15 @@ def model() -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print how many hostile inputs there were."""
+    """Print how many hostile inputs and faults there were."""
     if TRIED:
         terminalreporter.write_line(
             f"{TRIED['inputs']:,} generated inputs, {TRIED['refused']:,} of them refused"
+        )
+    if FAULTS:
+        wrong = sum(count for name, count in FAULTS.items() if name.startswith("WRONG"))
+        kinds = {name: count for name, count in FAULTS.items() if not name.startswith("WRONG")}
+        terminalreporter.write_line(
+            f"{sum(kinds.values())} injected faults, {wrong} runs lost or silently wrong: "
+            + ", ".join(f"{count} {name}" for name, count in sorted(kinds.items()))
         )

@@ -196,6 +196,7 @@ def test_snapshots_of_averages_survive_a_cut_and_make_other_averages(app, data, 
         ("--sigma_rel=0.1", f"--run={wider}", "--to=x"): f"run='{wider}' has no snapshots of aver",
         ("--sigma_rel=0.1", f"--run={whole}", "--to=x", "--step=3"): "step=3: the snapshots of",
         ("--sigma_rel=0.1", f"--run={whole}", f"--to={wider}"): f"run='{wider}' is not empty",
+        ("--sigma_rel=0.1", "--run=none", f"--to={wider}"): f"run='{wider}' is not empty",
     }
     for flags, message in refused.items():
         assert app("experiments.ema", *flags, code=2).startswith(f"error: {message}")
@@ -352,6 +353,9 @@ REFUSED = {
         ("--labels={}/short.npy",): r"short\.npy: 20 images but labels of shape \(19,\)",
         ("--labels={}/nan.npy",): r"nan\.npy: labels must be finite numbers",
         ("--images=",): r"labels='.*labels\.npy' without images",
+        ("--n_images=5",): r"n_images: --images says which images there are",
+        ("--class_frequencies=1,1,1,1,1",): r"class_frequencies: --images says which",
+        ("--image_size=8",): r"image_size=8: only a folder of images can be scaled",
         ("--images=", "--labels=", "--class_frequencies=1,2"): r"\(1\.0, 2\.0\); it must be 5 numb",
         ("--class_frequencies=1,x,1,1,1",): r"class_frequencies=1,x,1,1,1: they must be numbers",
         ("--class_names=a,b",): r"class number 2, but there are 2 class names",

@@ -29,14 +29,16 @@ import pytest
 from diffusion_jax import checkpoints, metrics, runs, training
 from diffusion_jax.data.batches import indices
 from diffusion_jax.typing import InputError, RunWarning
+from tests import conftest
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
-    *("--n_feat=8", "--timesteps=20", "--batch_size=8", "--ema_decay=0.5", "--cpu_devices=2"),
+    *("--n_feat=8", "--timesteps=20", "--batch_size=8", "--ema_decay=0.5"),
     *("--save_every=1", "--keep=9", "--report=False"),
 )
 STEPS = (3, 5, 8)  # of the checkpoints in three epochs of 20 images in batches of 8
-AT_REST, IN_FLIGHT, KILLS = 130, 60, 12
+AT_REST, IN_FLIGHT, KILLS = 124, 66, 12
+DISKS = ("", "50k", "200k", "500k", "1m", "2m")  # the sizes of small ones
 
 
 # ------------------------------------------------------------------------------- the app here
@@ -63,7 +65,14 @@ def train(run: Path, data: Path) -> tuple[object, str]:
     from experiments.train import main
 
     flags.FLAGS.unparse_flags()
-    sys.argv = ["train", *FLAGS, "--epochs=3", f"--images={data}", f"--run={run}"]
+    sys.argv = [
+        "train",
+        *FLAGS,
+        "--epochs=3",
+        "--cpu_devices=1",
+        f"--images={data}",
+        f"--run={run}",
+    ]
     code, err = 0, io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -112,13 +121,17 @@ def remove_folder(rng: random.Random, path: Path) -> None:
 
 
 CHECKPOINT_DAMAGES = (flip, cut, remove, remove_folder)
-OTHER_DAMAGES = ("metrics.jsonl", "environment.json")
+OTHER_DAMAGES = (
+    *((cut, name) for name in ("metrics.jsonl", "environment.json")),
+    *((remove, name) for name in ("metrics.jsonl", "environment.json")),
+    *((flip, "config.json"), (cut, "config.json")),
+)
 
 
 def damage(rng: random.Random, run: Path) -> str:
     """Damage some of a run: one to all of its checkpoints, or another of its files."""
     if rng.random() < 0.25:
-        name, how = rng.choice(OTHER_DAMAGES), rng.choice((cut, remove))
+        how, name = rng.choice(OTHER_DAMAGES)
         how(rng, run / name)
         return f"{how.__name__} {name}"
     how = rng.choice(CHECKPOINT_DAMAGES)
@@ -128,13 +141,23 @@ def damage(rng: random.Random, run: Path) -> str:
     return f"{how.__name__} checkpoint"
 
 
-def loads_right_or_not(run: Path, averages: dict[int, list]) -> bool:
-    """Whether load_model gives the variables of one of the checkpoints, or refuses."""
+def loads_right_or_not(run: Path, models: dict[int, runs.Model]) -> bool:
+    """Whether load_model gives one of the checkpoints' models, or refuses."""
     try:
-        leaves = jax.tree.leaves(runs.load_model(run).variables)
+        model = runs.load_model(run)
     except InputError:
         return True
-    return any(equal(leaves, average) for average in averages.values())
+    leaves = jax.tree.leaves(model.variables)
+    return any(
+        model.config == whole.config and equal(leaves, jax.tree.leaves(whole.variables))
+        for whole in models.values()
+    )
+
+
+def put_config_back(run: Path) -> None:
+    """What the message asks for where the configuration is damaged."""
+    newest = max((run / "state").iterdir(), key=lambda path: int(path.name))
+    shutil.copyfile(newest / "config.json", run / "config.json")
 
 
 # ---------------------------------------------------------------------------- faults in flight
@@ -169,6 +192,21 @@ def small_files(limit: int) -> Iterator[mock.Mock]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
 
 
+@contextlib.contextmanager
+def disk(run: Path, size: str) -> Iterator[mock.Mock]:
+    """Put a run on a disk of its own, of that size, or read-only; a large one at the end."""
+    run.mkdir()
+    mount("-t", "tmpfs", "-o", f"size={size}" if size else "ro", "tmpfs", str(run))
+    try:
+        yield mock.Mock(count=10**6)
+    finally:
+        mount("-o", "remount,rw,size=1g", str(run))
+
+
+def mount(*words: str) -> None:
+    subprocess.run(["mount", *words], check=True)
+
+
 # What may fail, and about how often a run calls it.
 FAILING = {
     "os.replace": 14,
@@ -178,57 +216,75 @@ FAILING = {
 }
 
 
-def disturbed(rng: random.Random, run: Path, data: Path) -> tuple[str, bool]:
-    """Train while something fails. Returns what, and whether a failure was passed in silence."""
-    name = rng.choice((*FAILING, "small files"))
+def disturbed(rng: random.Random, run: Path, data: Path, mounts: bool) -> tuple[str, bool]:
+    """Train while something fails. Returns what, and whether a failure was passed in silence.
+
+    mounts: whether this process may mount file systems.
+    """
+    name = rng.choice((*FAILING, "small files", *(["disk"] * 2 if mounts else [])))
     if name == "small files":
         call, fault = 0, small_files(rng.choice((200, 1_000, 10_000, 50_000)))
+    elif name == "disk":
+        size = rng.choice(DISKS)
+        call, fault = 0, disk(run, size)
+        name = "small disk" if size else "read-only disk"
     else:
         call = rng.randint(1, FAILING[name])
         fault = failing(name, call)
     with fault as calls:
         code, err = train(run, data)
     fired = calls.count >= call
-    return f"failing {name}", fired and code == 0 and "warning: " not in err
+    loud = code == 2 and "error: " in err and "Traceback" not in err
+    quiet_size = name.startswith("small") and code == 0  # it was not too small
+    return f"failing {name}", fired and not (loud or quiet_size or "warning: " in err)
 
 
 # -------------------------------------------------------------------------------- the campaign
 
 
-def campaign(folder: Path, at_rest: int, in_flight: int) -> Counter:
+def campaign(folder: Path, at_rest: int, in_flight: int, mounts: bool) -> Counter:
     """In a process of its own: the faults that need no kill. Counts them, and what was wrong."""
     warnings.simplefilter("always", RunWarning)
     make_variables = once(training.init_variables)
     training.init_variables = lambda *args: jax.tree.map(jnp.copy, make_variables(*args))
     training.train_chunk = once(training.train_chunk)
-    rng, counts, data = random.Random(0), Counter(), folder / "images.npy"
+    rng, counts, data = random.Random(f"{folder.name}"), Counter(), folder / "images.npy"
     assert train(folder / "whole", data) == (0, mock.ANY)
     whole = content(folder / "whole", 8)
-    averages = {
-        step: jax.tree.leaves(runs.load_model(folder / "whole", step).variables) for step in STEPS
-    }
+    models = {step: runs.load_model(folder / "whole", step) for step in STEPS}
     for number in range(at_rest + in_flight):
         run = folder / f"run{number}"
         if number < at_rest:
-            shutil.copytree(folder / "whole", run)
-            if rng.random() < 0.5:
-                shutil.rmtree(run / "state" / "8")
-            name, wrong = damage(rng, run), []
-            if not loads_right_or_not(run, averages):
-                wrong.append("loaded wrong")
+            name, faults = damaged(rng, run, folder / "whole", models)
         else:
-            name, silent = disturbed(rng, run, data)
-            wrong = ["silent"] if silent else []
+            name, silent = disturbed(rng, run, data, mounts)
+            faults = ["silent"] if silent else []
         code, err = train(run, data)
+        if name.endswith("config.json") and code == 2 and "Traceback" not in err:
+            put_config_back(run)
+            code, err = train(run, data)
         if code or "Traceback" in err:
-            wrong.append(f"lost: {err}")
+            faults.append(f"lost: {err[-1000:]}")
         elif not equal(content(run, 8), whole):
-            wrong.append("changed")
+            faults.append("changed")
         counts[name] += 1
-        for what in wrong:
+        for what in faults:
             counts[f"WRONG {number} {name}: {what}"] += 1
+        if os.path.ismount(run):
+            subprocess.run(["umount", str(run)], check=True)
         shutil.rmtree(run)
     return counts
+
+
+def damaged(
+    rng: random.Random, run: Path, whole: Path, models: dict[int, runs.Model]
+) -> tuple[str, list[str]]:
+    """Copy a run, with or without its last checkpoint, and damage it."""
+    shutil.copytree(whole, run)
+    if rng.random() < 0.5:
+        shutil.rmtree(run / "state" / "8")
+    name = damage(rng, run)
+    return name, [] if loads_right_or_not(run, models) else ["loaded wrong"]
 
 
 def write_images(folder: Path) -> None:
@@ -236,16 +292,30 @@ def write_images(folder: Path) -> None:
     np.save(folder / "images.npy", images)
 
 
-def run_campaign(folder: Path, at_rest: int, in_flight: int) -> Counter:
-    write_images(folder)
-    program = (
-        "import json, sys, pathlib; from tests.test_faults import campaign; "
-        f"print(json.dumps(campaign(pathlib.Path(sys.argv[1]), {at_rest}, {in_flight})))"
-    )
-    command = [sys.executable, "-W", "ignore", "-c", program, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Counter(json.loads(done.stdout.splitlines()[-1]))
+def run_campaigns(folder: Path, *parts: tuple[int, int]) -> Counter:
+    """Campaigns of (at rest, in flight) faults, side by side; in namespaces where they can be."""
+    own = ["unshare", "-rm"]
+    test = [*own, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
+    mounts = bool(shutil.which("unshare")) and not subprocess.run(test).returncode
+    processes = []
+    for number, (at_rest, in_flight) in enumerate(parts):
+        place = folder / f"part{number}"
+        place.mkdir()
+        write_images(place)
+        program = (
+            "import json, sys, pathlib; from tests.test_faults import campaign; "
+            f"c = campaign(pathlib.Path(sys.argv[1]), {at_rest}, {in_flight}, {mounts}); "
+            "print(json.dumps(c))"
+        )
+        command = [*(own if mounts else []), sys.executable, "-W", "ignore", "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([*command, str(place)], cwd=ROOT, **pipes))
+    counts: Counter = Counter()
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err[-3000:]
+        counts += Counter(json.loads(out.splitlines()[-1]))
+    return counts
 
 
 def wrong(counts: Counter) -> list[str]:
@@ -253,18 +323,19 @@ def wrong(counts: Counter) -> list[str]:
 
 
 def test_a_few_faults(tmp_path) -> None:
-    counts = run_campaign(tmp_path, 4, 4)
+    counts = run_campaigns(tmp_path, (4, 4))
     assert counts.total() == 8
     assert not wrong(counts), counts
 
 
 @pytest.mark.slow
-def test_many_faults(tmp_path, capsys) -> None:
-    counts = run_campaign(tmp_path, AT_REST, IN_FLIGHT)
-    with capsys.disabled():
-        print(f"\n{counts.total()} faults: {dict(counts)}")
+@pytest.mark.parametrize("faults", [(AT_REST, 0), (0, IN_FLIGHT)], ids=["at rest", "in flight"])
+def test_many_faults(tmp_path, faults: tuple[int, int]) -> None:
+    half = (faults[0] // 2, faults[1] // 2)
+    counts = run_campaigns(tmp_path, half, half)
+    conftest.FAULTS.update(counts)
     assert not wrong(counts), counts
-    assert counts.total() == AT_REST + IN_FLIGHT
+    assert counts.total() == sum(faults)
 
 
 @pytest.fixture
@@ -279,7 +350,13 @@ def start(tmp_path):
     }
 
     def start(run: Path, *more: str) -> subprocess.Popen:
-        words = ("--epochs=40", f"--images={tmp_path}/images.npy", f"--run={run}", *more)
+        words = (
+            "--epochs=40",
+            "--cpu_devices=2",
+            f"--images={tmp_path}/images.npy",
+            f"--run={run}",
+            *more,
+        )
         command = [sys.executable, "-m", "experiments.train", *FLAGS, *words]
         return subprocess.Popen(
             command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -296,7 +373,7 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
-def test_kills_at_random_moments(start, tmp_path, capsys) -> None:
+def test_kills_at_random_moments(start, tmp_path) -> None:
     for run in ("first", "whole"):  # the first one compiles
         begin = time.monotonic()
         with start(tmp_path / run) as process:
@@ -320,8 +397,8 @@ def test_kills_at_random_moments(start, tmp_path, capsys) -> None:
         err = process.communicate()[1]
     assert process.returncode == 0, err
     assert equal(content(run, 100), whole)
-    with capsys.disabled():
-        print(f"\n{kills} kills, {len(list(tmp_path.glob('killed/damaged/*')))} set aside")
+    conftest.FAULTS["kill"] += kills
+    assert kills > KILLS // 2
 
 
 @pytest.mark.parametrize(
@@ -340,6 +417,22 @@ def test_a_signal_saves_and_says_where(start, tmp_path, number, code: int) -> No
     assert step < 100
     assert metrics.read(run / "metrics.jsonl")[-1]["step"] == step
     assert not (run / "lock").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Sharding info not provided")
+def test_a_second_signal_leaves_the_last_whole_checkpoint(start, tmp_path) -> None:
+    run = tmp_path / "run"
+    with start(run) as process:
+        wait_for_checkpoint(run, process)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate()[1]
+    conftest.FAULTS["second signal"] += 1
+    assert process.returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT), err
+    assert "is the last checkpoint" not in err
+    assert checkpoints.newest(run) is not None
+    runs.load_model(run)
 
 
 @pytest.mark.slow

@@ -522,6 +522,27 @@ def test_a_state_dict_that_unfolds_to_gigabytes_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.peers
+@pytest.mark.parametrize("legacy", [False, True])
+def test_one_number_that_claims_to_be_billions_is_refused(tmp_path, legacy: bool) -> None:
+    torch = pytest.importorskip("torch")
+    whole = torch.ones(1, dtype=torch.float16).expand(40_000, 20_000)
+    torch.save({"x": whole}, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(InputError, match=r"holds \d+ bytes, and claims tensors of 1600000000"):
+        torch_weights.read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.peers
+def test_a_legacy_file_that_claims_gigabytes_is_refused(tmp_path) -> None:
+    torch = pytest.importorskip("torch")
+    path, count = tmp_path / "x.pth", 70_000
+    torch.save({"x": torch.ones(count)}, path, _use_new_zipfile_serialization=False)
+    told, claimed = (b"J" + number.to_bytes(4, "little") for number in (count, 2**31 - 1))
+    assert told in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(told, claimed))
+    assert refused(lambda: torch_weights.read_state_dict(path))
+
+
+@pytest.mark.peers
 @pytest.mark.parametrize("examples", [50, 2000], ids=["few", "many"])
 def test_damaged_state_dicts_of_pytorch_are_refused(tmp_path, examples: int) -> None:
     path = tmp_path / "x.pth"

@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import parallel
+from diffusion_jax import checkpoints, metrics, parallel
+from diffusion_jax.runs import load_model
 from diffusion_jax.typing import InputError
 from experiments.cluster_demo import TRAINING, finish, start
 
@@ -46,7 +48,7 @@ def test_cpu_devices_that_cannot_be_are_named(count: int) -> None:
 
 def test_in_one_process_everything_is_local() -> None:
     assert parallel.is_first()
-    assert parallel.agree(7) == 7
+    assert parallel.agree(7) == parallel.largest(7) == 7
     parallel.wait_for_all()
     with pytest.raises(InputError, match="as it was"), parallel.alike():
         raise InputError("as it was")
@@ -78,6 +80,26 @@ def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
 
 
+LONG = ("--epochs=100000", "--save_every=4")
+
+
+@pytest.fixture
+def training(tmp_path) -> Iterator[list[subprocess.Popen]]:
+    """Two processes that train, with a checkpoint behind them."""
+    jobs = begin(tmp_path, LONG, LONG)
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("run/state/*/manifest.json")):
+            assert time.monotonic() < deadline, "training does not begin"
+            assert all(job.poll() is None for job in jobs), [job.communicate() for job in jobs]
+            time.sleep(0.2)
+        yield jobs
+    finally:
+        for job in jobs:
+            job.kill()
+            job.communicate()  # closes its pipe
+
+
 def test_processes_with_other_data_refuse_alike(tmp_path) -> None:
     ended = finish(begin(tmp_path, (), ("--data_seed=1",)))
     for code, output in ended:
@@ -97,29 +119,41 @@ def test_an_error_of_one_process_ends_both(tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_lost_process_ends_the_job_within_a_minute(tmp_path, victim: int, how: int) -> None:
-    long = ("--epochs=100000", "--save_every=100000")
-    jobs = begin(tmp_path, long, long)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    try:
-        deadline = time.monotonic() + 200
-        while not (metrics.exists() and metrics.stat().st_size > 1000):
-            assert time.monotonic() < deadline, "training does not begin"
-            assert all(job.poll() is None for job in jobs)
-            time.sleep(0.5)
-        os.kill(jobs[victim].pid, how)
-        lost = time.monotonic()
-        output = jobs[1 - victim].communicate(timeout=60)[0]
-        print(f"ended after {time.monotonic() - lost:.1f} s")
-    finally:
-        for job in jobs:
-            job.kill()
-            job.communicate()  # closes its pipe
+@pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_a_lost_process_ends_the_job_within_a_minute(training, victim: int, how: int) -> None:
+    os.kill(training[victim].pid, how)
+    lost = time.monotonic()
+    output = training[1 - victim].communicate(timeout=60)[0]
     assert time.monotonic() - lost < 60
-    assert jobs[1 - victim].returncode not in (0, 2)
+    assert training[1 - victim].returncode not in (0, 2)
     assert any(words in output for words in ("another one was lost", "another task died")), output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("told", "number"), [([1], 15), ([0, 1], 2)])
+def test_a_signal_to_any_process_ends_all_with_a_checkpoint(
+    training, tmp_path, told: list[int], number: int
+) -> None:
+    for process in told:
+        training[process].send_signal(number)
+    outputs = [job.communicate(timeout=60)[0] for job in training]
+    assert [job.returncode for job in training] == [128 + number] * 2, outputs
+    newest = checkpoints.newest(tmp_path / "run")
+    said = f"{signal.Signals(number).name}: {tmp_path}/run/state/{newest} is the last checkpoint"
+    assert said in outputs[0]
+    assert metrics.read(tmp_path / "run" / "metrics.jsonl")[-1]["step"] == newest
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_all_at_once_and_leaves_a_whole_checkpoint(training, tmp_path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        training[0].send_signal(number)
+    training[0].communicate(timeout=5)
+    assert training[0].returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    output = training[1].communicate(timeout=60)[0]
+    assert training[1].returncode not in (0, 2)
+    assert any(words in output for words in ("another one was lost", "another task died")), output
+    load_model(tmp_path / "run", checkpoints.newest(tmp_path / "run"))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import checkpoints, parallel, training
+from diffusion_jax import checkpoints, manifests, parallel, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import (
@@ -163,6 +163,9 @@ def test_a_broken_configuration_is_named(tmp_path, text: str, message: str) -> N
 def copy_with(run: Path, copy: Path, **fields) -> None:
     shutil.copytree(run, copy)
     checkpoints.write_config(copy, CONFIG.override(**fields).to_dict())
+    for folder in (copy / "state").iterdir():
+        shutil.copyfile(copy / "config.json", folder / "config.json")
+        manifests.seal(folder)
 
 
 LOAD_ALL = """

@@ -4,10 +4,12 @@ The faults of one checkpoint here; a campaign of hundreds in test_faults.py (mak
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -18,11 +20,13 @@ from diffusion_jax import checkpoints, environment, locks, manifests, stopping, 
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
-from diffusion_jax.runs import load_model, variable_shapes
+from diffusion_jax.runs import load_model, reconstruct, variable_shapes
 from diffusion_jax.typing import InputError, RunWarning
 
 CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
 STEPS = (3, 7, 20)
+ROOT = Path(__file__).parent.parent
+DISK = "1500k"  # of a run that fills it
 
 
 def drawn(seed: int):
@@ -107,6 +111,38 @@ def test_damaged_checkpoints_are_set_aside_and_their_steps_written_again(run) ->
     assert is_drawn(load_model(run).variables, 4)
 
 
+@pytest.mark.parametrize("name", ["bit", "gone", "no manifest"])
+def test_a_damaged_average_is_left_out_and_named(tmp_path, name: str) -> None:
+    damage, says = DAMAGES[name]
+    checkpoints.write_config(tmp_path, CONFIG.to_dict())
+    for step in STEPS:
+        checkpoints.save_averages(tmp_path, step, (drawn(step), drawn(step)))
+    folder = tmp_path / "averages" / "20"
+    damage(folder)
+    with pytest.warns(RunWarning, match=rf"averages/20 is passed over: .*({says})"):
+        assert reconstruct(tmp_path, 0.1).step == 7
+    with (
+        pytest.warns(RunWarning),
+        pytest.raises(InputError, match=r"step=20: the snapshots of .* are \[3, 7\]"),
+    ):
+        reconstruct(tmp_path, 0.1, 20)
+    checkpoints.save_averages(tmp_path, 20, (drawn(20), drawn(20)))
+    assert reconstruct(tmp_path, 0.1).step == 20
+
+
+def test_a_configuration_that_is_not_the_checkpoints_own_is_refused(run) -> None:
+    """As after a flipped bit that leaves JSON, and settings that could be."""
+    path = run / "config.json"
+    text = path.read_text()
+    assert text.count('"beta_max": 0.02') == text.count('"images": ""') == 1
+    path.write_text(text.replace('"beta_max": 0.02', '"beta_max": 0.03'))
+    said = rf"{path} has another beta_max than .*: put {run}/state/20/config\.json in its place"
+    with pytest.raises(InputError, match=said):
+        load_model(run)
+    path.write_text(text.replace('"images": ""', '"images": "moved.npy"'))
+    assert is_drawn(load_model(run).variables, 20)
+
+
 def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
@@ -137,6 +173,78 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
         manifests.write(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ------------------------------------------------------------------------------ read-only, full
+
+
+def mounted(folder: Path, options: str, *command: str) -> subprocess.CompletedProcess:
+    """Run a command that sees a file system of its own at a folder, which goes with it."""
+    folder.mkdir()
+    script = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
+    words = ["unshare", "-rm", "sh", "-c", script, options, str(folder), *command]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+
+@pytest.fixture(scope="module")
+def mounts(tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("mounts")
+    if not shutil.which("unshare") or mounted(folder / "try", "size=100k", "true").returncode:
+        pytest.skip("this process may not mount file systems")
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_read_only_folder_is_refused_before_anything_compiles(tmp_path) -> None:
+    """By mount, which binds root too."""
+    place = tmp_path / "place"
+    command = [sys.executable, "-m", "experiments.train", "--n_images=20", "--n_feat=8"]
+    done = mounted(place, "ro", *command, "--cpu_devices=1", f"--run={place}/a/run")
+    said = f"error: run='{place}/a/run' cannot be written: {place}: Read-only file system\n"
+    assert (done.returncode, done.stderr) == (2, said)
+    assert done.stdout == ""
+
+
+def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    locks.check_writable(tmp_path / "new" / "run", "out")
+    with pytest.raises(InputError, match=r"out='.*file/a' cannot be written: .*file: Not a dir"):
+        locks.check_writable(tmp_path / "file" / "a", "out")
+
+    def denied(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    said = rf"out='{tmp_path}/a' cannot be written: {tmp_path}: Permission denied"
+    with pytest.raises(InputError, match=said):
+        locks.check_writable(tmp_path / "a", "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.usefixtures("mounts")
+def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_there_is(tmp_path) -> None:
+    """A disk for one checkpoint, of which the second needs as much again."""
+    place = tmp_path / "place"
+    flags = (
+        *("--n_images=16", "--n_feat=8", "--batch_size=8", "--epochs=9", "--save_every=1"),
+        *("--keep=9", "--cpu_devices=1", "--noreport", f"--run={place}/run"),
+    )
+    script = '"$0" -m experiments.train "$@"; code=$?; cp -r "$PLACE/run" "$PLACE.kept"; exit $code'
+    shell = ("env", f"PLACE={place}", "sh", "-c", script, sys.executable)
+    done = mounted(place, f"size={DISK}", *shell, *flags)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    kept = Path(f"{place}.kept")
+    steps = sorted(int(path.name) for path in (kept / "state").iterdir())
+    assert steps
+    said = rf"error: {place}/run/state/\d+: the checkpoint could not be written: "
+    assert re.fullmatch(
+        rf"{said}No space left on device; {place}/run/state/{steps[-1]} is the last checkpoint",
+        last,
+    ), last
+    assert sorted(path.name for path in kept.iterdir() if "partial" in path.name) == []
+    for step in steps:
+        load_model(kept, step)
 
 
 # -------------------------------------------------------------------------------- one writer
@@ -199,15 +307,36 @@ def test_without_locks_of_the_file_system_the_process_is_looked_for(
 # ---------------------------------------------------------------------- signals, environment
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_first_signal_asks_and_the_second_ends(number, code: int) -> None:
-    before = signal.getsignal(number)
+TWICE = """
+import hashlib, os, signal, sys, time
+from diffusion_jax.stopping import on_signals
+with on_signals() as request:
+    os.kill(os.getpid(), signal.SIGTERM)
+    while request.by is None:
+        time.sleep(0.01)
+    print(request.by.name, flush=True)
+    os.kill(os.getpid(), signal.SIGINT)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**8)  # no handler of Python's own runs in it
+    print("late")
+"""
+
+
+def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
+    command = [sys.executable, "-c", TWICE]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (130, "SIGTERM\n"), done.stderr
+
+
+def test_handlers_are_as_before_after_a_signal() -> None:
+    before = [signal.getsignal(number) for number in stopping.SIGNALS]
     with stopping.on_signals() as request:
-        assert request.by is None
-        signal.raise_signal(number)
-        assert (request.by, 128 + (request.by or 0)) == (number, code)
-        assert signal.getsignal(signal.SIGINT) == signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    assert signal.getsignal(number) == before
+        signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while request.by is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert request.by == signal.SIGTERM
+    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_the_environment_of_each_start_is_kept(tmp_path) -> None:

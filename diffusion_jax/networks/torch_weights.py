@@ -213,6 +213,9 @@ def decode_torch(data: bytes) -> StateDict:
     tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
         raise TypeError(f"holds no flat dictionary of tensors, but a {type(tensors).__name__}")
+    claimed = sum(value.numel() * value.element_size() for value in tensors.values())
+    if claimed > len(data):  # elements that share their memory would be told apart, and fill it
+        raise TypeError(f"holds {len(data)} bytes, and claims tensors of {claimed}")
     return {
         name: (value.float() if value.is_floating_point() else value).detach().numpy()
         for name, value in tensors.items()
