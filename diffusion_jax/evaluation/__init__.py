@@ -15,6 +15,7 @@ from diffusion_jax.evaluation.measure import (
     class_accuracy,
     measure,
     memorised,
+    to_pixels,
 )
 from diffusion_jax.evaluation.neighbours import (
     balls,
@@ -24,6 +25,7 @@ from diffusion_jax.evaluation.neighbours import (
 )
 from diffusion_jax.evaluation.real import LEAST, Real, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
+from diffusion_jax.evaluation.yardstick import Yardstick, yardstick
 
 __all__ = [
     "LEAST",
@@ -31,6 +33,7 @@ __all__ = [
     "Real",
     "Row",
     "Space",
+    "Yardstick",
     "balls",
     "check_samples",
     "class_accuracy",
@@ -47,4 +50,6 @@ __all__ = [
     "real_images",
     "sliced_wasserstein",
     "spaces",
+    "to_pixels",
+    "yardstick",
 ]

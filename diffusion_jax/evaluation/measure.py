@@ -48,6 +48,13 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
         raise InputError(f"{name}: the images must be finite numbers, some are NaN or infinite")
 
 
+def to_pixels(images: np.ndarray) -> Pixels:
+    """Images as they are looked at: clipped to [-1, 1] and rounded to 0..255."""
+    if images.dtype == np.uint8:
+        return images
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
 def measure(
     samples: Pixels, real: Real, spaces: dict[str, Space], devices: Sequence[jax.Device]
 ) -> dict[str, Row]:
