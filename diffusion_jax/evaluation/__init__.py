@@ -8,6 +8,7 @@ from diffusion_jax.evaluation.distances import (
     sliced_wasserstein,
 )
 from diffusion_jax.evaluation.estimate import Estimate
+from diffusion_jax.evaluation.likelihood import bits_per_dim
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.evaluation.measure import (
     Row,
@@ -35,6 +36,7 @@ __all__ = [
     "Space",
     "Yardstick",
     "balls",
+    "bits_per_dim",
     "check_samples",
     "class_accuracy",
     "classifier",
