@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator
 
 from diffusion_jax.evaluation import Estimate
 from diffusion_jax.pictures import write_atomically
@@ -17,8 +18,8 @@ from experiments.tables import Record, header, table
 
 BUDGETS = (5, 10, 25, 50, 100, 1000)  # network evaluations
 FEW = 10  # evaluations that are held against DDPM at every step
-MARKERS = "os^Dv"  # for the scales of guidance
-MEASURES = {"KID": "KID", "class accuracy": "class accuracy"}
+LINEAR = 0.01  # the KID up to which the scale is linear, for it may be negative
+MARKERS, DASHES = "os^Dv", ("-", "--", ":", "-.", "-")  # for the scales of guidance
 
 
 def write(folder: Path, record: Record) -> list[Path]:
@@ -52,7 +53,7 @@ def markdown(record: Record) -> str:
 def points_table(record: Record) -> str:
     """The table of points, the cheapest first; those on the front of KID are marked."""
     best = [point["case"] + str(point["guidance"]) for point in record["front"]["evaluations"]]
-    measures = list(record["real"])
+    measures = _measures(record)
     titles = ["sampler", "guidance", "evaluations", "seconds", *measures, "front"]
     real = [str(Estimate(**record["real"][name])) for name in measures]
     lines = [["real against real", "", "", "", *real, ""]]
@@ -63,6 +64,11 @@ def points_table(record: Record) -> str:
         cells += ["*" if point["case"] + str(point["guidance"]) in best else ""]
         lines.append(cells)
     return table(titles, lines)
+
+
+def _measures(record: Record) -> list[str]:
+    """KID and, of a run with context, class accuracy."""
+    return [name for name in record["real"] if name in record["points"][0]]
 
 
 def advice(points: Sequence[Record]) -> Iterator[str]:
@@ -105,7 +111,7 @@ def _words(point: Record) -> str:
 
 def plot(record: Record) -> bytes:
     """KID and class accuracy against seconds and evaluations, with the front of KID, as PNG."""
-    measures = [name for name in MEASURES if name in record["real"]]
+    measures = _measures(record)
     size = (13, 4.2 * len(measures))
     figure, axes = plt.subplots(
         len(measures), 2, figsize=size, sharex="col", sharey="row", layout="constrained"
@@ -114,7 +120,7 @@ def plot(record: Record) -> bytes:
     for line, measure in zip(np.atleast_2d(axes), measures, strict=True):
         for place, cost in zip(line, ("seconds", "evaluations"), strict=True):
             _panel(place, record, measure, cost, colours)
-        line[0].set_ylabel(MEASURES[measure])
+        line[0].set_ylabel(measure)
     bottom = np.atleast_2d(axes)[-1]
     bottom[0].set_xlabel(f"seconds for {record['batch']} images, {record['devices']}")
     bottom[1].set_xlabel("network evaluations for an image")
@@ -126,43 +132,54 @@ def plot(record: Record) -> bytes:
     return buffer.getvalue()
 
 
+def _series(point: Record) -> str:
+    """A sampler with its options, without its steps."""
+    name, _, *options = point["case"].split(":")
+    return ":".join([name, *options])
+
+
 def _colours(record: Record) -> dict[str, Any]:
     """A colour for each sampler on a front, and for DDPM and DDIM; others are grey."""
     best = [point for points in record["front"].values() for point in points]
-    names = dict.fromkeys(["ddpm", "ddim", *(point["case"].split(":")[0] for point in best)])
-    there = {point["case"].split(":")[0] for point in record["points"]}
-    return {
-        name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(n for n in names if n in there)
-    }
+    there = {_series(point) for point in record["points"]}
+    names = [n for n in dict.fromkeys(["ddpm", "ddim", *map(_series, best)]) if n in there]
+    return {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(names)}
 
 
 def _panel(place: Axes, record: Record, measure: str, cost: str, colours: dict[str, Any]) -> None:
     """One measure against one cost: a line for each sampler and guidance."""
-    scales = sorted({point["guidance"] for point in record["points"]})
-    names = dict.fromkeys(point["case"].split(":")[0] for point in record["points"])
-    grey = True
-    for name in sorted(names, key=lambda name: name in colours):  # the grey ones lie below
-        for scale, marker in zip(scales, MARKERS * len(scales), strict=False):
-            chosen = [
-                (_cost(point, cost), *point[measure].values())
-                for point in record["points"]
-                if (point["case"].split(":")[0], point["guidance"]) == (name, scale)
-            ]
-            if not chosen:
-                continue
-            x, y, error = np.array(sorted(chosen)).T
-            label = name + ("" if len(scales) == 1 else f", guidance {scale:g}")
-            if name not in colours:
-                label, grey = ("others" if grey else "_"), False
-            style: Record = {"color": colours.get(name, "0.75"), "marker": marker, "label": label}
-            place.errorbar(x, y, error, ms=4, lw=1, elinewidth=0.7, capsize=2, **style)
+    _draw_lines(place, record["points"], measure, cost, colours)
     real = Estimate(**record["real"][measure])
     place.axhline(real.value, color="black", ls=":", lw=1, label="real against real")
     place.axhspan(real.value - real.error, real.value + real.error, color="0.9", zorder=0)
     place.set_xscale("log")
+    place.margins(0.12)
+    place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    place.xaxis.set_major_formatter("{x:g}")
     place.grid(alpha=0.3)
     if measure == "KID":
         _draw_front(place, record, cost)
+
+
+def _draw_lines(
+    place: Axes, points: Sequence[Record], measure: str, cost: str, colours: dict[str, Any]
+) -> None:
+    """Points joined by sampler and guidance, with error bars; those without a colour at first."""
+    scales = sorted({point["guidance"] for point in points})
+    lines: dict[tuple[str, float], list[tuple[float, ...]]] = {}
+    for point in points:
+        line = lines.setdefault((_series(point), point["guidance"]), [])
+        line.append((_cost(point, cost), point[measure]["value"], point[measure]["error"]))
+    others = "others"
+    for name, scale in sorted(lines, key=lambda line: (line[0] in colours, line)):
+        label = name + ("" if len(scales) == 1 else f", guidance {scale:g}")
+        if name not in colours:
+            label, others = others, "_"  # named once
+        kind = scales.index(scale) % len(MARKERS)
+        style: Record = {"color": colours.get(name, "0.75"), "label": label}
+        style |= {"marker": MARKERS[kind], "ls": DASHES[kind]}
+        x, y, error = np.array(sorted(lines[name, scale])).T
+        place.errorbar(x, y, error, ms=4, lw=1, elinewidth=0.7, capsize=2, **style)
 
 
 def _draw_front(place: Axes, record: Record, cost: str) -> None:
@@ -172,10 +189,13 @@ def _draw_front(place: Axes, record: Record, cost: str) -> None:
         [get(p) for p in points] for get in (lambda p: _cost(p, cost), lambda p: p["KID"]["value"])
     )
     place.step(x, y, where="post", color="black", lw=1.2, alpha=0.6, label="Pareto front", zorder=1)
-    place.set_yscale("symlog", linthresh=0.01)
+    place.set_yscale("symlog", linthresh=LINEAR)
+    place.yaxis.set_major_formatter("{x:g}")
     for point, left, low in zip(points, x, y, strict=True):
         words = point["case"] + ("" if point["guidance"] == 1 else f" x{point['guidance']:g}")
-        place.annotate(words, (left, low), xytext=(2, -11), textcoords="offset points", fontsize=8)
+        # Nothing lies below a front, to the left.
+        where: Record = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right"}
+        place.annotate(words, (left, low), va="top", rotation=30, fontsize=8, **where)
 
 
 def _cost(point: Record, name: str) -> float:
