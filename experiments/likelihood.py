@@ -60,6 +60,7 @@ def main() -> None:
     count = FLAGS.devices
     devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)
     held_out = evaluation.real_images(model.config.data, max(FLAGS.n, LEAST))
+    evaluation.check_shape(model.config, held_out)
     print(f"{FLAGS.run}: {describe(devices)}; {held_out.origin}", flush=True)
     found = {way: measure(way, model, held_out.other, devices) for way in dict.fromkeys(FLAGS.by)}
     record = {

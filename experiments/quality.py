@@ -144,7 +144,7 @@ def sweep(
     last = seed + (n - 1) // PART
     require(seed >= 0 and last < 2**32, f"seed={seed}: {n} images need it in 0..{2**32 - 1}")
     path = folder / "classifier.npz"
-    yardstick = evaluation.yardstick(model.config.data, real_n, path, devices, print)
+    yardstick = evaluation.yardstick(model.config, real_n, path, devices, print)
     setting = {"model": fingerprint(model), "real": real_n, "seed": seed, "dtype": dtype}
     return Sweep(model, yardstick, n, seed, dtype, folder, setting)
 

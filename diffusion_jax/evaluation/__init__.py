@@ -24,7 +24,7 @@ from diffusion_jax.evaluation.neighbours import (
     nearest,
     precision_recall,
 )
-from diffusion_jax.evaluation.real import LEAST, Real, real_images
+from diffusion_jax.evaluation.real import LEAST, Real, check_shape, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
 from diffusion_jax.evaluation.yardstick import Yardstick, yardstick
 
@@ -38,6 +38,7 @@ __all__ = [
     "balls",
     "bits_per_dim",
     "check_samples",
+    "check_shape",
     "class_accuracy",
     "classifier",
     "density_coverage",

@@ -8,12 +8,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.config import DataConfig
+from diffusion_jax.config import Config
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.evaluation.distances import kernel_distance
 from diffusion_jax.evaluation.estimate import Estimate
 from diffusion_jax.evaluation.measure import Pixels, class_accuracy
-from diffusion_jax.evaluation.real import Real, real_images
+from diffusion_jax.evaluation.real import Real, check_shape, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
 
 
@@ -43,14 +43,18 @@ class Yardstick(NamedTuple):
 
 
 def yardstick(
-    config: DataConfig,
+    config: Config,
     n: int,
     path: Path,
     devices: Sequence[jax.Device],
     tell: Callable[[str], object],
 ) -> Yardstick:
-    """The yardstick of n real images; path: where the classifier is stored, or will be."""
-    real = real_images(config, n)
+    """The yardstick of n real images of a run; path: where the classifier is, or will be, stored.
+
+    Raises InputError if the images are too few, or not as the run's network expects.
+    """
+    real = real_images(config.data, n)
+    check_shape(config, real)
     params = classifier.obtain(path, real.teaching, devices, tell)
     space = next(iter(spaces(real.teaching, params, devices).values()))
     rows = space.rows(real.reference.images, devices)
