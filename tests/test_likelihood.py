@@ -74,7 +74,9 @@ def test_the_flow_s_density_is_the_closed_form(name: str, correlated: bool) -> N
     cov, mean, schedule = covariance(correlated), 0.1, SCHEDULES[name]
     y = pixels_of(mean, cov, 6).astype(np.float32) / 127.5 - 1
     keys = sample_keys(jax.random.key(0), jnp.arange(6, dtype=jnp.uint32))
-    probes = likelihood.units(y) if correlated else likelihood.rademacher(keys, SHAPE, 1)
+    probes = (
+        likelihood.units(jnp.asarray(y)) if correlated else likelihood.rademacher(keys, SHAPE, 1)
+    )
     curve = likelihood.curve_of(schedule)
     found = jax.jit(lambda y, probes: likelihood.flow(exact_denoiser(mean, cov), curve, y, probes))(
         y, probes
@@ -101,10 +103,12 @@ def naive_bound(schedule: NoiseSchedule, mean: float, cov, pixels, keys) -> np.n
     """Ho et al., eq. 5, written with the posteriors' means and variances, in float64."""
     x0 = pixels.astype(np.float64) / 127.5 - 1
     flat = x0.reshape(len(x0), -1)
+    streams = likelihood.FORWARD - jnp.arange(schedule.steps, dtype=jnp.uint32)
+    noises = jax.vmap(lambda stream: row_noise(keys, stream, SHAPE))(streams)
+    noises = np.asarray(noises).reshape(schedule.steps, *flat.shape)
     nats = np.zeros(len(x0))
     for i in range(1, schedule.steps + 1):
-        stream = likelihood.FORWARD - np.uint32(i - 1)
-        noise = np.asarray(row_noise(keys, stream, SHAPE), np.float64).reshape(flat.shape)
+        noise = noises[i - 1].astype(np.float64)
         a, s, b, r = (v[k] for k in (i, i - 1) for v in (schedule.alpha, schedule.sigma))
         x = a * flat + s * noise
         inverse = np.linalg.inv(a**2 * cov + s**2 * np.eye(16))
@@ -162,7 +166,9 @@ def test_the_bound_is_above_the_entropy_and_near_it() -> None:
 def test_the_decoder_far_out_in_the_tails(z: float) -> None:
     mean, deviation = 0.1, 0.01
     x = np.float32(np.rint((mean + z * deviation + 1) * 127.5) / 127.5 - 1)
-    found = likelihood.log_bin(jnp.full((1, 1, 1, 1), x), jnp.full((1, 1, 1, 1), mean), deviation)
+    found = likelihood.log_bin(
+        jnp.full((1, 1, 1, 1), x), jnp.full((1, 1, 1, 1), mean), jnp.float32(deviation)
+    )
     low, high = ((float(x) + side / 255 - mean) / deviation for side in (-1, 1))
     if low > 0:
         low, high = -high, -low

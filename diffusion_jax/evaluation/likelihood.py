@@ -79,7 +79,7 @@ def flow(
     variance 1, or scaled unit vectors, for the exact trace. NaN where MOST steps do not suffice.
     """
     solver = diffrax()
-    size = y[0].size
+    curve, size = Curve(*map(jnp.asarray, curve)), y[0].size
 
     def slope(s: Array, state: tuple[Images, Array], _: Any) -> tuple[Images, Array]:
         level, r = curve.level(s), jnp.exp(s)
@@ -147,6 +147,8 @@ def bound(denoise: Denoiser, chain: Chain, x0: Images, keys: Key[Array, " batch"
     arXiv:2107.00630, eq. 14).
     """
 
+    chain = Chain(*map(jnp.asarray, chain))
+
     def step(nats: Array, row: tuple) -> tuple[Array, None]:
         number, t, alpha, sigma, weight = row
         noise = row_noise(keys, FORWARD - number, x0.shape[1:])
@@ -155,7 +157,7 @@ def bound(denoise: Denoiser, chain: Chain, x0: Images, keys: Key[Array, " batch"
         gaussian = weight * jnp.square(x0 - predicted)
         return nats + jnp.where(number == 0, decoded, gaussian).sum((1, 2, 3)), None
 
-    rows = (jnp.arange(len(chain.t), dtype=jnp.uint32), *map(jnp.asarray, chain[:4]))
+    rows = (jnp.arange(len(chain.t), dtype=jnp.uint32), *chain[:4])
     nats, _ = lax.scan(step, jnp.zeros(len(x0)), rows)
     alpha, sigma = chain.alpha[-1], chain.sigma[-1]
     total = alpha**2 + sigma**2  # the prior's variance
