@@ -88,8 +88,8 @@ def flow(
         def eps(state: Images) -> Images:
             return denoise(level.alpha * scale * state, level).eps
 
-        value, pull = jax.linearize(eps, state[0])
-        trace = lax.map(lambda v: (v * pull(v)).sum((1, 2, 3)), probes).mean(0)
+        value, pull = jax.vjp(eps, state[0])  # the networks' convolutions have no jvp
+        trace = lax.map(lambda v: (v * pull(v)[0]).sum((1, 2, 3)), probes).mean(0)
         return r / scale * value - r**2 / scale**2 * state[0], r / scale * trace
 
     first, last = curve.s[0], curve.s[-1]
