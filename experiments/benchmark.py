@@ -40,7 +40,7 @@ from experiments.flags import (
     define_config,
     define_devices,
     describe,
-    folder,
+    output_folder,
     run,
 )
 from experiments.measure import (
@@ -124,7 +124,7 @@ def main() -> None:
         parallel.choose_devices(config().training.batch_size, FLAGS.devices)
     settings = parse_settings(load_model(FLAGS.run) if FLAGS.run else untrained(chosen))
     model, devices = settings[0].model, settings[0].devices
-    out = output_folder()
+    out = results_folder()
     print(f"{describe(devices)}; results go to {out}")
     record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
     record |= {"peers": [], "alone": []}
@@ -149,9 +149,9 @@ def main() -> None:
         print(f"written: {path}")
 
 
-def output_folder() -> Path:
+def results_folder() -> Path:
     """The folder for the results."""
-    return folder("out", Path("benchmarks") / slug(describe(jax.local_devices())))
+    return output_folder("out", Path("benchmarks") / slug(describe(jax.local_devices())))
 
 
 def measure_quality(chosen: Config) -> None:
@@ -162,7 +162,7 @@ def measure_quality(chosen: Config) -> None:
     require(one, "dtypes, batches and device_counts: with --quality, give one of each")
     (batch,), count = integers("batches"), (integers("device_counts") or [FLAGS.devices])[0]
     devices = parallel.choose_devices(batch, count)
-    out = output_folder()
+    out = results_folder()
     print(f"{describe(devices)}; results go to {out}")
     model, dtype = load_model(FLAGS.run or SHIPPED), FLAGS.dtypes[0]
     sweep = quality.sweep(model, FLAGS.n, FLAGS.real_n, FLAGS.sampling_seed, dtype, out, devices)

@@ -19,6 +19,7 @@ from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import evaluation
+from diffusion_jax.config import at_least
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import LEAST
 from diffusion_jax.evaluation.estimate import Estimate, mean
@@ -27,7 +28,7 @@ from diffusion_jax.parallel import choose_devices
 from diffusion_jax.pictures import write_atomically
 from diffusion_jax.runs import Model, load_model
 from diffusion_jax.typing import require
-from experiments.flags import FLAGS, define_devices, define_run, describe, folder, run
+from experiments.flags import FLAGS, define_devices, define_run, describe, output_folder, run
 
 WAYS = {
     "bound": "variational bound, whole grey levels",
@@ -48,14 +49,13 @@ flags.DEFINE_string("out", None, "the folder to write to; by default RUN/evaluat
 def main() -> None:
     """Measure held-out images, write what came of it."""
     for name, least in (("n", 2), ("probes", 1), ("batch_size", 1)):
-        given: int = FLAGS.get_flag_value(name, 0)
-        require(given >= least, f"{name}={given}: it must be at least {least}")
+        at_least(name, FLAGS.get_flag_value(name, 0), least)
     require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
     unknown = [way for way in FLAGS.by if way not in WAYS]
     require(FLAGS.by and not unknown, f"by={','.join(FLAGS.by)}: choose from {', '.join(WAYS)}")
     if "flow" in FLAGS.by:
         diffrax()  # or say at once that it is missing
-    out = folder("out", Path(FLAGS.run) / "evaluation")
+    out = output_folder("out", Path(FLAGS.run) / "evaluation")
     model = load_model(FLAGS.run, FLAGS.step)
     count = FLAGS.devices
     devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax import evaluation, timing
-from diffusion_jax.config import Config
+from diffusion_jax.config import Config, at_least
 from diffusion_jax.evaluation import LEAST, Estimate, Yardstick
 from diffusion_jax.pictures import write_atomically
 from diffusion_jax.runs import Model
@@ -140,7 +140,7 @@ def sweep(
     devices: Sequence[jax.Device],
 ) -> Sweep:
     """A sweep that keeps what it finds in a folder. Raises InputError for what cannot be."""
-    require(n >= LEAST, f"n={n}: it must be at least {LEAST}")
+    at_least("n", n, LEAST)
     last = seed + (n - 1) // PART
     require(seed >= 0 and last < 2**32, f"seed={seed}: {n} images need it in 0..{2**32 - 1}")
     path = folder / "classifier.npz"

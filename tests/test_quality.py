@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from diffusion_jax import evaluation, samplers
-from diffusion_jax.config import Config
 from diffusion_jax.evaluation import classifier
-from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.runs import Model
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
 from experiments import quality, quality_tables
 from experiments.measure import Setting, parse_case
+from tests.models import untrained
 
 DEVICES = jax.devices()[:2]
 
@@ -30,9 +30,7 @@ def model(tmp_path_factory) -> Model:
     np.save(folder / "images.npy", images.astype(np.uint8))
     np.save(folder / "labels.npy", labels)
     files = {name: str(folder / f"{name}.npy") for name in ("images", "labels")}
-    config = Config().override(n_feat=8, height=8, n_cfeat=2, timesteps=40, **files)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+    return untrained(n_cfeat=2, **files)
 
 
 @pytest.fixture

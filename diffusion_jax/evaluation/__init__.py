@@ -16,6 +16,7 @@ from diffusion_jax.evaluation.measure import (
     class_accuracy,
     measure,
     memorised,
+    recognised,
     to_pixels,
 )
 from diffusion_jax.evaluation.neighbours import (
@@ -51,6 +52,7 @@ __all__ = [
     "nearest",
     "precision_recall",
     "real_images",
+    "recognised",
     "sliced_wasserstein",
     "spaces",
     "to_pixels",

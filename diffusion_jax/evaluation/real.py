@@ -46,8 +46,7 @@ def real_images(config: DataConfig, n: int, seed: int = 0) -> Real:
 def check_shape(config: Config, real: Real) -> None:
     """Raise InputError unless the data set is as the run's network expects."""
     found = real.reference.images.shape[1:], real.reference.labels.shape[1]
-    network = config.network
-    want = (network.height, network.height, network.in_channels), network.n_cfeat
+    want = config.network.image_shape, config.network.n_cfeat
     require(
         found == want,
         f"images={config.data.images!r} holds images of shape {found[0]} with {found[1]} context "

@@ -12,7 +12,7 @@ from diffusion_jax.config import Config
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.evaluation.distances import kernel_distance
 from diffusion_jax.evaluation.estimate import Estimate
-from diffusion_jax.evaluation.measure import Pixels, class_accuracy
+from diffusion_jax.evaluation.measure import Pixels, recognised
 from diffusion_jax.evaluation.real import Real, check_shape, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
 
@@ -33,8 +33,7 @@ class Yardstick(NamedTuple):
         found = {"KID": kernel_distance(self.rows, self.space.rows(samples, self.devices))}
         if self.params is not None and labels is not None:
             drawn = self.real.reference._replace(images=samples, labels=labels)
-            right = classifier.recognise(self.params, drawn, self.devices)
-            found["class accuracy"] = class_accuracy(right, labels)
+            found["class accuracy"] = recognised(self.params, drawn, self.devices)
         return found
 
     def real_against_real(self, n: int) -> dict[str, Estimate]:
