@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def model(tmp_path_factory) -> Model:
 
 @pytest.fixture
 def fast(monkeypatch) -> list[int]:
-    """A short classifier, parts of 60 images, and the sizes of the parts that are drawn."""
+    """No training of a classifier, parts of 60 images, and the sizes of parts that are drawn."""
     drawn: list[int] = []
     draw = Setting.draw
 
@@ -43,7 +44,9 @@ def fast(monkeypatch) -> list[int]:
         drawn.append(self.batch)
         return draw(self, tableau, **options)
 
-    monkeypatch.setattr(classifier, "STEPS", 50)
+    monkeypatch.setattr(
+        classifier, "train", lambda data, _: classifier.init(classifier.network(data))
+    )
     monkeypatch.setattr(quality, "PART", 60)
     monkeypatch.setattr(Setting, "draw", counted)
     return drawn
@@ -112,23 +115,23 @@ def test_a_run_without_context_is_not_guided(model) -> None:
 # ------------------------------------------------------------------------------------ the points
 
 
-def sweep_of(model: Model, folder: Path, n: int = 150) -> quality.Sweep:
+def sweep_of(model: Model, folder: Path, n: int = 100) -> quality.Sweep:
     return quality.sweep(model, n, 150, 7, "float32", folder, DEVICES)
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(model, tmp_path, fast) -> None:
-    cases = quality.plan(["ddim:2", "ddim:3"], ["1", "2"], model.config)
+    cases = quality.plan(["ddim:2", "ddim:3", "heun:3"], ["1"], model.config)
     first = quality.measure_points(sweep_of(model, tmp_path), cases[:2])
-    assert fast == [60, 60, 30] * 2
+    assert fast == [60, 40] * 2
     assert quality.measure_points(sweep_of(model, tmp_path), cases)[:2] == first
-    assert fast == [60, 60, 30] * 4
+    assert fast == [60, 40] * 3
     (tmp_path / "points.jsonl").unlink()  # the samples are still there
     assert quality.measure_points(sweep_of(model, tmp_path), cases)[:2] == first
-    assert fast == [60, 60, 30] * 4
-    more = quality.measure_points(sweep_of(model, tmp_path, 180), cases[:1])
-    assert fast == [60, 60, 30] * 4 + [60]  # the last part was too short
+    assert fast == [60, 40] * 3
+    more = quality.measure_points(sweep_of(model, tmp_path, 120), cases[:1])
+    assert fast == [60, 40] * 3 + [60]  # the last part was too short
     assert more[0]["KID"] != first[0]["KID"]
-    assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 5
+    assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 4
 
 
 def test_points_of_another_model_or_seed_are_others(model, tmp_path, fast) -> None:
@@ -138,19 +141,19 @@ def test_points_of_another_model_or_seed_are_others(model, tmp_path, fast) -> No
     quality.measure_points(sweep_of(other, tmp_path), cases)
     one = sweep_of(model, tmp_path)
     quality.measure_points(one._replace(setting=one.setting | {"seed": 8}), cases)
-    assert len(fast) == 9
+    assert len(fast) == 6
 
 
 def test_a_point_is_what_its_samples_measure(model, tmp_path, fast) -> None:
     """Drawn anew, part i with the seed seed + i; KID and accuracy by evaluation's own functions."""
     case = quality.plan(["ddim:3"], ["2"], model.config)[0]
-    sweep = sweep_of(model, tmp_path)
+    sweep = sweep_of(model, tmp_path, 120)
     (point,) = quality.measure_points(sweep, [case])
     real = sweep.yardstick.real
-    labels = real.reference.labels[np.arange(150) % 150]
+    labels = real.reference.labels[np.arange(120)]
     parts = [
         sample(model, case.tableau, len(part), context=part, guidance=2.0, seed=7 + i).images
-        for i, part in enumerate(np.split(labels, [60, 120]))
+        for i, part in enumerate(np.split(labels, [60]))
     ]
     pixels = np.clip(np.round((np.concatenate(parts) + 1) * 127.5), 0, 255).astype(np.uint8)
     params = classifier.load(tmp_path / "classifier.npz", real.teaching)
@@ -159,7 +162,7 @@ def test_a_point_is_what_its_samples_measure(model, tmp_path, fast) -> None:
     kid = evaluation.kernel_distance(*rows)
     assert point["KID"]["value"] == pytest.approx(kid.value, abs=0.02 * abs(kid.value))
     net = classifier.network(real.teaching)
-    logits = net.apply({"params": params}, pixels)
+    logits = net.apply({"params": params}, jnp.asarray(pixels))
     right = np.asarray(logits).argmax(1) == labels.argmax(1)
     accuracy = np.mean([right[labels[:, k] == 1].mean() for k in range(2)])
     assert point["class accuracy"]["value"] == pytest.approx(accuracy, abs=0.02)

@@ -14,7 +14,7 @@ from diffusion_jax.evaluation.distances import kernel_distance
 from diffusion_jax.evaluation.estimate import Estimate
 from diffusion_jax.evaluation.measure import Pixels, recognised
 from diffusion_jax.evaluation.real import Real, check_shape, real_images
-from diffusion_jax.evaluation.spaces import Space, spaces
+from diffusion_jax.evaluation.spaces import Space, first_space
 
 
 class Yardstick(NamedTuple):
@@ -55,6 +55,6 @@ def yardstick(
     real = real_images(config.data, n)
     check_shape(config, real)
     params = classifier.obtain(path, real.teaching, devices, tell)
-    space = next(iter(spaces(real.teaching, params, devices).values()))
+    space = first_space(real.teaching, params, devices)
     rows = space.rows(real.reference.images, devices)
     return Yardstick(real, params, space, rows, tuple(devices))
