@@ -175,6 +175,7 @@ def measure_points(sweep: Sweep, cases: Sequence[Case]) -> list[Record]:
             images = draw(sweep, case, bar)
             found = sweep.yardstick.measure(images, sweep.labels)
             kept[key] = {name: estimate._asdict() for name, estimate in found.items()}
+            kept = read_points(path) | kept  # another command may have added some
             lines = (json.dumps({"key": json.loads(k), "found": v}) for k, v in kept.items())
             write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
     return [_point(case, kept[key]) for case, key in zip(cases, keys, strict=True)]
