@@ -163,9 +163,8 @@ def measure_points(sweep: Sweep, cases: Sequence[Case]) -> list[Record]:
     kept = read_points(path)
     keys = [json.dumps(sweep.describe(case) | {"n": sweep.n}, sort_keys=True) for case in cases]
     missing = [case for case, key in zip(cases, keys, strict=True) if key not in kept]
-    files = [(case, part) for case in missing for part in enumerate(sweep.parts(case))]
-    todo = [(case, part) for case, part in files if not _holds(*part[1])]
-    total = sum(case.passes * count for case, (_, (_, count)) in todo)
+    todo = [(case, part) for case in missing for part in sweep.parts(case) if not _holds(*part)]
+    total = sum(case.passes * count for case, (_, count) in todo)
     print(f"{len(cases)} points, {len(cases) - len(missing)} of them known", flush=True)
     with tqdm(total=total, bar_format=BAR, smoothing=0.1) as bar:
         for case, key in zip(cases, keys, strict=True):
