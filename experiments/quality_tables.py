@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffusion_jax.evaluation import Estimate
 from diffusion_jax.pictures import write_atomically
@@ -156,6 +156,7 @@ def _panel(place: Axes, record: Record, measure: str, cost: str, colours: dict[s
     place.margins(0.12)
     place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     place.xaxis.set_major_formatter("{x:g}")
+    place.xaxis.set_minor_formatter(NullFormatter())
     place.grid(alpha=0.3)
     if measure == "KID":
         _draw_front(place, record, cost)
