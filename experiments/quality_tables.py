@@ -18,6 +18,7 @@ from experiments.tables import Record, header, table
 
 BUDGETS = (5, 10, 25, 50, 100, 1000)  # network evaluations
 FEW = 10  # evaluations that are held against DDPM at every step
+MARGIN = 1.6  # what costs are extended by to either side, for the names of points
 LINEAR = 0.01  # the KID up to which the scale is linear, for it may be negative
 MARKERS, DASHES = "os^Dv", ("-", "--", ":", "-.", "-")  # for the scales of guidance
 
@@ -148,12 +149,14 @@ def _colours(record: Record) -> dict[str, Any]:
 
 def _panel(place: Axes, record: Record, measure: str, cost: str, colours: dict[str, Any]) -> None:
     """One measure against one cost: a line for each sampler and guidance."""
+    costs = [_cost(point, cost) for point in record["points"]]
+    place.set_xscale("log")
+    place.set_xlim(min(costs) / MARGIN, max(costs) * MARGIN)
     _draw_lines(place, record["points"], measure, cost, colours)
     real = Estimate(**record["real"][measure])
     place.axhline(real.value, color="black", ls=":", lw=1, label="real against real")
     place.axhspan(real.value - real.error, real.value + real.error, color="0.9", zorder=0)
-    place.set_xscale("log")
-    place.margins(0.12)
+    place.margins(y=0.12)
     place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     place.xaxis.set_major_formatter("{x:g}")
     place.xaxis.set_minor_formatter(NullFormatter())
