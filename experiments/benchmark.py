@@ -3,10 +3,13 @@
   python -m experiments.benchmark
   python -m experiments.benchmark --run=checkpoints/demo --samplers=ddim:10,ddim:25,unipc:10
   python -m experiments.benchmark --against=torch --training --budget=150s
+  python -m experiments.benchmark --quality --guidance_scales=1,1.5
 
 Candidates take turns run by run; medians are given with their 10th and 90th percentiles. Writes
 results.json and results.md, and with --run, which makes errors of solvers meaningful, a plot of
-error against time.
+error against time. With --quality, KID and class accuracy of samples of a run (by default the
+project's own model) are measured instead, and drawn against seconds and network evaluations:
+quality.json, quality.md and quality.png.
 """
 
 import datetime
@@ -24,14 +27,22 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from diffusion_jax import hardware, parallel, samplers, timing
+from diffusion_jax import hardware, parallel, timing
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.runs import Model, init_variables, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
-from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError, choose, require
-from experiments import tables
-from experiments.flags import FLAGS, config, define_config, define_devices, describe, run
+from diffusion_jax.typing import InputError, require
+from experiments import quality, quality_tables, tables
+from experiments.flags import (
+    FLAGS,
+    SHIPPED,
+    config,
+    define_config,
+    define_devices,
+    describe,
+    output_folder,
+    run,
+)
 from experiments.measure import (
     Bare,
     Setting,
@@ -39,9 +50,11 @@ from experiments.measure import (
     check_dtype,
     compile_program,
     count_sweep,
+    parse_case,
     solver_errors,
 )
 
+DEFAULT = ("ddpm:500", "ddim:25", "unipc:10")  # samplers
 OURS, BARE = "diffusion_jax", "bare passes"
 PASSES = 10  # bare forward passes in a run
 PEERS = ("torch",)
@@ -54,18 +67,27 @@ define_config()
 define_devices()
 flags.DEFINE_string("run", None, "a run folder; by default an untrained network, as configured")
 flags.DEFINE_list(
-    "samplers", ["ddpm:500", "ddim:25", "unipc:10"], f"name:steps, from {', '.join(SAMPLERS)}"
+    "samplers",
+    [],
+    f"name:steps, or name:steps:option=value, from {', '.join(SAMPLERS)}; by default "
+    f"{', '.join(DEFAULT)}; with --quality, all; there, a name alone is its steps with up to "
+    f"{', '.join(map(str, quality.EVALUATIONS))} network evaluations",
 )
 flags.DEFINE_list("batches", ["32"], "images at once")
 flags.DEFINE_list("dtypes", ["float32"], "what the network computes in")
 flags.DEFINE_list("device_counts", [], "numbers of devices; by default all that divide the batch")
-flags.DEFINE_integer("repeats", 20, "runs of each candidate")
+flags.DEFINE_integer("repeats", 20, "runs of each candidate; with --quality, at most 3")
 flags.DEFINE_string(
     "budget", None, "time for all runs, such as 150s or 5min: fewer repeats, at least 3, to fit"
 )
 flags.DEFINE_boolean("training", False, "time training too, in batches of --batch_size")
 flags.DEFINE_boolean("sweep", True, "count the compilations of all samplers at many steps")
 flags.DEFINE_list("against", [], "peers to time in turn: torch")
+flags.DEFINE_boolean("quality", False, "measure the quality of samples against their cost")
+flags.DEFINE_integer("n", 2000, "with --quality: samples of each point")
+flags.DEFINE_integer("real_n", 5000, "with --quality: real images in each of two sets")
+flags.DEFINE_integer("sampling_seed", 0, "with --quality: the seed of the samples")
+flags.DEFINE_list("guidance_scales", ["1"], "with --quality: scales of guidance; 1 is none")
 flags.DEFINE_string("out", None, "the folder for the results; by default benchmarks/HARDWARE")
 
 
@@ -91,14 +113,18 @@ def main() -> None:
     check_against()
     for dtype in FLAGS.dtypes:
         check_dtype(dtype)
-    chosen = load_config(Path(FLAGS.run)) if FLAGS.run else config()
+    named = FLAGS.run or (SHIPPED if FLAGS.quality else None)
+    chosen = load_config(Path(named)) if named else config()
     schedule = chosen.diffusion.build()
-    cases = {word: parse_case(word, schedule) for word in FLAGS.samplers}
+    if FLAGS.quality:
+        measure_quality(chosen)
+        return
+    cases = {word: parse_case(word, schedule) for word in FLAGS.samplers or DEFAULT}
     if FLAGS.training:
         parallel.choose_devices(config().training.batch_size, FLAGS.devices)
     settings = parse_settings(load_model(FLAGS.run) if FLAGS.run else untrained(chosen))
     model, devices = settings[0].model, settings[0].devices
-    out = Path(FLAGS.out or f"benchmarks/{slug(describe(jax.local_devices()))}")
+    out = results_folder()
     print(f"{describe(devices)}; results go to {out}")
     record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
     record |= {"peers": [], "alone": []}
@@ -123,6 +149,39 @@ def main() -> None:
         print(f"written: {path}")
 
 
+def results_folder() -> Path:
+    """The folder for the results."""
+    return output_folder("out", Path("benchmarks") / slug(describe(jax.local_devices())))
+
+
+def measure_quality(chosen: Config) -> None:
+    """Measure the quality of each case, time all of them, and write what came of it."""
+    words = FLAGS.samplers or quality.default_words(chosen.diffusion.build())
+    cases = quality.plan(words, FLAGS.guidance_scales, chosen)
+    one = len(FLAGS.dtypes) == len(FLAGS.batches) == 1 and len(FLAGS.device_counts) <= 1
+    require(one, "dtypes, batches and device_counts: with --quality, give one of each")
+    (batch,), count = integers("batches"), (integers("device_counts") or [FLAGS.devices])[0]
+    devices = parallel.choose_devices(batch, count)
+    out = results_folder()
+    print(f"{describe(devices)}; results go to {out}")
+    model, dtype = load_model(FLAGS.run or SHIPPED), FLAGS.dtypes[0]
+    sweep = quality.sweep(model, FLAGS.n, FLAGS.real_n, FLAGS.sampling_seed, dtype, out, devices)
+    points = quality.measure_points(sweep, cases)
+    rounds = min(FLAGS.repeats, timing.LEAST)
+    seconds = quality.time_points(model, cases, batch, dtype, devices, rounds)
+    record = {
+        "about": about(model) | {"sampling_seed": FLAGS.sampling_seed},
+        "n": FLAGS.n,
+        "batch": batch,
+        "devices": describe(devices),
+        "origin": sweep.yardstick.real.origin,
+        "real": {k: v._asdict() for k, v in sweep.yardstick.real_against_real(FLAGS.n).items()},
+        "points": [point | {"seconds": s} for point, s in zip(points, seconds, strict=True)],
+    }
+    for path in quality_tables.write(out, record):
+        print(f"written: {path}")
+
+
 def parse_budget(text: str | None) -> float | None:
     """Seconds of a budget such as 150s, 5min or 1h."""
     if text is None:
@@ -131,14 +190,6 @@ def parse_budget(text: str | None) -> float | None:
     require(found and float(found[1]) > 0, f"budget={text}: write it as 150s, 5min or 1h")
     assert found is not None
     return float(found[1]) * UNITS[found[2]]
-
-
-def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
-    """The tableau of name:steps."""
-    name, _, steps = word.partition(":")
-    choose(SAMPLERS, "samplers", name)
-    require(steps.isdecimal(), f"samplers={word}: write each as ddim:25, a name and its steps")
-    return samplers.build(name, schedule, int(steps))
 
 
 def parse_settings(model: Model) -> list[Setting]:

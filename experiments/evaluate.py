@@ -44,6 +44,7 @@ from experiments.flags import (
     guidance,
     output_folder,
     run,
+    say,
     tableau,
 )
 
@@ -81,7 +82,7 @@ def main() -> None:
     count = FLAGS.devices
     devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)
     real = evaluation.real_images(config.data, FLAGS.real_n)
-    check_shape(config, real)
+    evaluation.check_shape(config, real)
     print(f"{folder}, {name}: {describe(devices)}; real images: {real.origin}", flush=True)
     labels, seconds = None, {}
     begin = time.perf_counter()
@@ -91,7 +92,7 @@ def main() -> None:
         seconds["sampling"] = time.perf_counter() - begin
     else:
         images = given
-    params = features(folder, out, real, devices)
+    params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
     begin = time.perf_counter()
     measured, near = measure(
         images, real, params, devices, None if config.data.null_context else labels
@@ -119,22 +120,11 @@ def plan(config: Config) -> tuple[str, Tableau]:
     return name, table
 
 
-def check_shape(config: Config, real: Real) -> None:
-    """Raise InputError unless the data set is as the run's network expects."""
-    found = real.reference.images.shape[1:], real.reference.labels.shape[1]
-    want = config.network.image_shape, config.network.n_cfeat
-    require(
-        found == want,
-        f"images={config.data.images!r} holds images of shape {found[0]} with {found[1]} context "
-        f"features; this run was trained on {want[0]} with {want[1]}",
-    )
-
-
 def read_samples(config: Config) -> np.ndarray:
     """The images of --samples, in uint8. Raises InputError for what cannot be measured."""
     images = load_npy(FLAGS.samples)
     evaluation.check_samples(images, config.network.image_shape, f"samples={FLAGS.samples}")
-    return to_pixels(images)
+    return evaluation.to_pixels(images)
 
 
 def draw(
@@ -159,32 +149,7 @@ def draw(
             progress=bar.update,
         ).images
     require(np.all(np.isfinite(images)), f"run={FLAGS.run}: its samples are not finite numbers")
-    return to_pixels(images)
-
-
-def to_pixels(images: np.ndarray) -> np.ndarray:
-    """Images as they are looked at: clipped to [-1, 1] and rounded to 0..255."""
-    if images.dtype == np.uint8:
-        return images
-    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def features(folder: Path, out: Path, real: Real, devices: Sequence[jax.Device]) -> Any | None:
-    """The classifier's weights, stored or trained now; None for data without classes."""
-    if not classifier.has_classes(real.teaching):
-        print("the data have no classes: features of a network with random weights instead")
-        return None
-    path = out / "classifier.npz"
-    params = classifier.load(path, real.teaching)
-    if params is None:
-        other = " (the stored one is of another data set)" if path.exists() else ""
-        begin = time.perf_counter()
-        params = classifier.train(real.teaching, devices)
-        classifier.save(path, real.teaching, params)
-        print(
-            f"classifier trained in {time.perf_counter() - begin:.1f} s{other}: {path}", flush=True
-        )
-    return params
+    return evaluation.to_pixels(images)
 
 
 def measure(
@@ -198,14 +163,9 @@ def measure(
     spaces = evaluation.spaces(real.teaching, params, devices)
     measured = evaluation.measure(images, real, spaces, devices)
     if params is not None and labels is not None:
-        apply = classifier.apply(classifier.network(real.teaching), "__call__", tuple(devices))
-
-        def accuracy(images: np.ndarray, labels: np.ndarray) -> Any:
-            found = evaluation.map_rows(apply, params, np.asarray(images), devices).argmax(1)
-            return evaluation.class_accuracy(found == labels.argmax(1), labels)
-
-        held_out = accuracy(real.other.images, real.other.labels)
-        measured["class accuracy"] = Row(accuracy(images, labels), held_out)
+        drawn = real.other._replace(images=images, labels=labels)
+        both = [evaluation.recognised(params, part, devices) for part in (drawn, real.other)]
+        measured["class accuracy"] = Row(*both)
     rows, near = evaluation.memorised(images, real, devices)
     return measured | rows, near
 

@@ -18,7 +18,9 @@ from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers.tableau import XI, Tableau
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import InputError
+from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.typing import InputError, choose, require
+from experiments.flags import options
 
 DTYPES = ("float32", "bfloat16", "float16")
 STATES = 8  # images that sampling holds beside a network pass: the state, a prediction, registers
@@ -44,6 +46,20 @@ class Setting(NamedTuple):
     def words(self) -> dict[str, Any]:
         """The setting as a table shows it."""
         return {"batch": self.batch, "dtype": self.dtype, "devices": len(self.devices)}
+
+
+def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
+    """The tableau of name:steps, or name:steps:option=value:... with options, the grid one of them.
+
+    Raises InputError for what cannot be.
+    """
+    name, _, others = word.partition(":")
+    steps, *words = others.split(":")
+    choose(samplers.SAMPLERS, "samplers", name)
+    require(steps.isdecimal(), f"samplers={word}: write each as ddim:25, a name and its steps")
+    grid = [each.removeprefix("grid=") for each in words if each.startswith("grid=")]
+    given = options([each for each in words if not each.startswith("grid=")])
+    return samplers.build(name, schedule, int(steps), *grid[-1:], **given)
 
 
 def check_dtype(dtype: str) -> None:

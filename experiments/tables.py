@@ -30,11 +30,9 @@ def write(folder: Path, record: Record) -> list[Path]:
 def markdown(record: Record) -> str:
     """All tables, under the hardware and the versions."""
     about, peaks = record["about"], record["peaks"]
-    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
     parts = [
         f"# Benchmark: {about['devices']}",
-        f"{about['processor']}, {about['date']}, Python {about['python']}, {versions}.",
-        "Flags: " + (" ".join(f"--{n}={_word(v)}" for n, v in about["flags"].items()) or "none"),
+        header(about),
         "\n".join(
             f"Limit in {dtype}: {_giga(peak['matmul'])} GFLOP/s in a large matrix product, "
             f"{_giga(peak['convolution'])} in a large 3x3 convolution."
@@ -53,6 +51,16 @@ def markdown(record: Record) -> str:
     if record["notes"]:
         parts.append("## Notes\n\n" + "\n".join(f"- {note}" for note in record["notes"]))
     return "\n\n".join(parts) + "\n"
+
+
+def header(about: Record) -> str:
+    """What the numbers were made with."""
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
+    flags = " ".join(f"--{name}={_word(value)}" for name, value in about["flags"].items())
+    return (
+        f"{about['processor']}, {about['date']}, Python {about['python']}, {versions}.\n\n"
+        f"Flags: {flags or 'none'}"
+    )
 
 
 def runs(rows: Iterable[Record]) -> str:

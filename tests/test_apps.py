@@ -334,6 +334,7 @@ COMMANDS = {
     "edit": ("--run={}/run", "--cpu_devices=2", "--out={}/new", "--steps=4"),
     "weights": ("--from={}/run", "--to={}/new.safetensors"),
     "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=100", "--real_n=100"),
+    "likelihood": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=3"),
 }
 EVALUATION = ("--steps=2", "--guidance=2", "--options=eta=0.5")
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
@@ -485,6 +486,20 @@ REFUSED = {
         ("--name=a/b",): r"name='a/b': it must be a file's name, without a folder",
         ("--devices=3",): r"devices=3: this machine has 2",
         ("--samplers=ddim",): r"Unknown command line flag 'samplers'",
+    },
+    "likelihood": {
+        ("--n=1",): r"n=1: it must be at least 2",
+        ("--probes=0",): r"probes=0: it must be at least 1",
+        ("--batch_size=0",): r"batch_size=0: it must be at least 1",
+        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--by=flow,elbo",): r"by=flow,elbo: choose from bound, flow",
+        ("--by=",): r"by=: choose from bound, flow",
+        ("--run={}/run",): r"images\.npy' holds 20 images: measuring takes two sets of 100",
+        ("--run={}/other",): r"images of shape \(12, 12, 3\) with 3 context features; this run was",
+        ("--run={}/none",): r"run='.*none': there is no such folder",
+        ("--step=4",): r"step=4: the checkpoints of .*many are \[0\]",
+        ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
+        ("--devices=3",): r"devices=3: this machine has 2",
     },
 }
 

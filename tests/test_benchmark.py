@@ -18,7 +18,7 @@ from diffusion_jax import hardware, samplers, timing, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, data_parallel
-from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.runs import Model, init_variables, save_model
 from diffusion_jax.typing import InputError
 from experiments import measure, tables
 from experiments.measure import Bare, Setting
@@ -241,9 +241,37 @@ def test_the_app_writes_its_results(tmp_path: Path) -> None:
     assert (out / "results.md").read_text().strip() in done.stdout
 
 
+def test_the_app_measures_quality(model, tmp_path: Path) -> None:
+    """Of data without classes, for which no classifier is trained."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "images.npy", rng.integers(0, 256, (210, 8, 8, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", rng.uniform(size=(210, 3)).astype(np.float32))
+    files = {name: str(tmp_path / f"{name}.npy") for name in ("images", "labels")}
+    save_model(tmp_path / "run", model.config.override(**files), model.variables)
+    command = ("--quality", f"--run={tmp_path / 'run'}", f"--out={tmp_path}", "--cpu_devices=2")
+    command += ("--n=100", "--real_n=100", "--batches=2", "--guidance_scales=1,2")
+    for known in (0, 4):
+        done = benchmark(*command, "--samplers=ddim:2,heun:2")
+        assert done.returncode == 0, done.stderr
+        assert f"4 points, {known} of them known" in done.stdout
+    record = json.loads((tmp_path / "quality.json").read_text())
+    found = [(p["case"], p["guidance"], p["evaluations"]) for p in record["points"]]
+    want = [("ddim:2", 1, 2), ("heun:2", 1, 3), ("ddim:2", 2, 4), ("heun:2", 2, 6)]
+    assert found == want
+    assert all(p["KID"]["error"] > 0 and p["seconds"]["median"] > 0 for p in record["points"])
+    assert (tmp_path / "quality.md").read_text().strip() in done.stdout
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--quality", "--samplers=ddmi"], "samplers='ddmi' is unknown: choose from ddpm"),
+        (["--quality", "--n=99"], "n=99: it must be at least 100"),
+        (["--quality", "--real_n=9"], "real_n=9: it must be at least 100"),
+        (["--quality", "--guidance_scales=x"], "guidance_scales=x: they must be finite numbers"),
+        (["--quality", "--batches=2,4"], "with --quality, give one of each"),
+        (["--quality", "--run=none"], "run='none': there is no such folder"),
         (["--samplers=dppm:5"], "samplers='dppm' is unknown: choose from ddpm"),
         (["--samplers=ddim"], "samplers=ddim: write each as ddim:25"),
         (["--samplers=ddim:21"], "steps=21: it must be in 1..20"),

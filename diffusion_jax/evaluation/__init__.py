@@ -8,6 +8,7 @@ from diffusion_jax.evaluation.distances import (
     sliced_wasserstein,
 )
 from diffusion_jax.evaluation.estimate import Estimate
+from diffusion_jax.evaluation.likelihood import bits_per_dim
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.evaluation.measure import (
     Row,
@@ -15,6 +16,8 @@ from diffusion_jax.evaluation.measure import (
     class_accuracy,
     measure,
     memorised,
+    recognised,
+    to_pixels,
 )
 from diffusion_jax.evaluation.neighbours import (
     balls,
@@ -22,8 +25,9 @@ from diffusion_jax.evaluation.neighbours import (
     nearest,
     precision_recall,
 )
-from diffusion_jax.evaluation.real import LEAST, Real, real_images
+from diffusion_jax.evaluation.real import LEAST, Real, check_shape, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
+from diffusion_jax.evaluation.yardstick import Yardstick, yardstick
 
 __all__ = [
     "LEAST",
@@ -31,8 +35,11 @@ __all__ = [
     "Real",
     "Row",
     "Space",
+    "Yardstick",
     "balls",
+    "bits_per_dim",
     "check_samples",
+    "check_shape",
     "class_accuracy",
     "classifier",
     "density_coverage",
@@ -45,6 +52,9 @@ __all__ = [
     "nearest",
     "precision_recall",
     "real_images",
+    "recognised",
     "sliced_wasserstein",
     "spaces",
+    "to_pixels",
+    "yardstick",
 ]

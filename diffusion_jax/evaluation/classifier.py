@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from diffusion_jax.data import Dataset
+from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.networks.blocks import Conv, GroupNorm, dense, gelu, max_pool
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 
@@ -101,6 +103,35 @@ def save(path: Path, dataset: Dataset, params: Any) -> None:
     leaves = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
     arrays: dict[str, Any] = {"fingerprint": np.array(fingerprint(dataset)), **leaves}
     np.savez(path, **arrays)
+
+
+def obtain(
+    path: Path, dataset: Dataset, devices: Sequence[jax.Device], tell: Callable[[str], object]
+) -> Any | None:
+    """The weights, stored or trained now and stored; None for data without classes.
+
+    tell: is told what happens, in words.
+    """
+    if not has_classes(dataset):
+        tell("the data have no classes: features of a network with random weights instead")
+        return None
+    params = load(path, dataset)
+    if params is None:
+        other = " (the stored one is of another data set)" if path.exists() else ""
+        begin = time.perf_counter()
+        params = train(dataset, devices)
+        save(path, dataset, params)
+        tell(f"classifier trained in {time.perf_counter() - begin:.1f} s{other}: {path}")
+    return params
+
+
+def recognise(
+    params: Any, dataset: Dataset, devices: Sequence[jax.Device]
+) -> Bool[np.ndarray, " n"]:
+    """Which images of a data set a classifier gives to their class."""
+    run = apply(network(dataset), "__call__", tuple(devices))
+    logits = map_rows(run, params, np.asarray(dataset.images), devices)
+    return logits.argmax(1) == dataset.labels.argmax(1)
 
 
 def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:

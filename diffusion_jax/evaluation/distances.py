@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from diffusion_jax.evaluation.estimate import Estimate, mean
+from diffusion_jax.evaluation.estimate import Estimate
 
 BLOCKS = 10  # disjoint parts of a set, from whose scatter errors follow
 RESAMPLES = 20  # bootstrap samples, from whose scatter the sliced Wasserstein's error follows
@@ -22,31 +22,41 @@ Others = Float[np.ndarray, "m feature"]
 def kernel_distance(x: Rows, y: Others) -> Estimate:
     """KID (Binkowski et al. 2018, arXiv:1801.01401): MMD^2 with the kernel (x.y / d + 1)^3.
 
-    The unbiased estimate, so that it may be negative: the mean over BLOCKS disjoint pairs of
-    blocks. The error is that mean's. Rows left over by the blocks are not used.
+    The unbiased estimate of all pairs, so that it may be negative. The error is a jackknife's that
+    leaves out a block of both sets at a time; for equal distributions it is up to 1.6 times too
+    large. Rows left over by the BLOCKS blocks are not used.
     """
     sizes = len(x) // BLOCKS, len(y) // BLOCKS
-    parts = (v[: BLOCKS * m].reshape(BLOCKS, m, -1) for v, m in zip((x, y), sizes, strict=True))
-    return mean([_mmd2(a, b) for a, b in zip(*parts, strict=True)])
+    a, b = (v[: BLOCKS * m].reshape(BLOCKS, m, -1) for v, m in zip((x, y), sizes, strict=True))
+    of_a, of_b, across = _kernel_sums(a, a), _kernel_sums(b, b), _kernel_sums(a, b)
+    for sums, rows in ((of_a, a), (of_b, b)):  # a row is no other row of its set
+        own = (np.square(rows, dtype=np.float64).sum(2) / rows.shape[2] + 1) ** 3
+        sums -= np.diag(own.sum(1))
+
+    def without(block: int | None) -> float:
+        kept = np.arange(BLOCKS) != block
+        m, n = (kept.sum() * size for size in sizes)
+        within_a, within_b, between = (s[kept][:, kept].sum() for s in (of_a, of_b, across))
+        return within_a / (m * (m - 1)) + within_b / (n * (n - 1)) - 2 * between / (m * n)
+
+    left = [without(block) for block in range(BLOCKS)]
+    return Estimate(without(None), float(np.std(left) * np.sqrt(BLOCKS - 1)))
 
 
-def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased MMD^2: rows are summed on the device, and the rows' sums in float64."""
-    within_x, within_y, across = (np.asarray(s, np.float64).sum() for s in _kernel_sums(x, y))
-    m, n = len(x), len(y)
-    return within_x / (m * (m - 1)) + within_y / (n * (n - 1)) - 2 * across / (m * n)
+def _kernel_sums(x: np.ndarray, y: np.ndarray) -> Float[np.ndarray, "b b"]:
+    """The kernel's sums over pairs of blocks: rows on the device, and their sums in float64."""
+    return np.asarray(_row_sums(x, y), np.float64).sum(1)
 
 
 @jax.jit
-def _kernel_sums(x: Array, y: Array) -> tuple[Array, Array, Array]:
-    def kernel(a: Array, b: Array) -> Array:
-        dots = jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
-        return (dots / a.shape[1] + 1) ** 3
+def _row_sums(x: Array, y: Array) -> Float[Array, "b m b"]:
+    rows = y.reshape(-1, y.shape[2])
 
-    def others(a: Array) -> Array:
-        return jnp.where(jnp.eye(len(a), dtype=bool), 0.0, kernel(a, a)).sum(1)
+    def of_block(block: Array) -> Array:
+        dots = jnp.matmul(block, rows.T, precision=lax.Precision.HIGHEST)
+        return ((dots / block.shape[1] + 1) ** 3).reshape(len(block), *y.shape[:2]).sum(2)
 
-    return others(x), others(y), kernel(x, y).sum(1)
+    return lax.map(of_block, x)
 
 
 def frechet_distance(x: Rows, y: Others) -> Estimate:

@@ -11,12 +11,26 @@ from diffusion_jax.parallel import merge, replicate, split
 CHUNK = 512  # rows on a device at once
 
 
-def map_rows(fn: Callable, shared: Any, rows: np.ndarray, devices: Sequence[jax.Device]) -> Any:
-    """fn(shared, rows), a tree of arrays with a leading axis of rows; fn is from data_parallel."""
+def map_rows(
+    fn: Callable,
+    shared: Any,
+    rows: Any,
+    devices: Sequence[jax.Device],
+    chunk: int = CHUNK,
+    progress: Callable[[int], object] | None = None,
+) -> Any:
+    """fn(shared, rows), a tree of arrays with a leading axis of rows; fn is from data_parallel.
+
+    rows: an array, or a tree of arrays of one length. chunk: how many on a device at once.
+    progress: called after each chunk of all devices with its number of rows.
+    """
     shared = replicate(shared, devices)
-    size = CHUNK * len(devices)
+    count, size = len(jax.tree.leaves(rows)[0]), chunk * len(devices)
     parts = []
-    for first in range(0, len(rows), size):
-        chosen = np.minimum(np.arange(first, first + size), len(rows) - 1)  # the last is filled up
-        parts.append(merge(jax.tree.map(np.asarray, fn(shared, split(rows[chosen], len(devices))))))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(rows)], *parts)
+    for first in range(0, count, size):
+        chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last is filled up
+        some = split(jax.tree.map(lambda leaf, at=chosen: leaf[at], rows), len(devices))
+        parts.append(merge(jax.tree.map(np.asarray, fn(shared, some))))
+        if progress is not None:
+            progress(min(size, count - first))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)

@@ -1,12 +1,14 @@
 """All measures of a set of samples, each beside what another set of real images gets."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from diffusion_jax.data import Dataset
+from diffusion_jax.evaluation import classifier
 from diffusion_jax.evaluation.distances import (
     frechet_distance,
     kernel_distance,
@@ -46,6 +48,13 @@ def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None
         raise InputError(f"{name}: n={len(images)}: it must be at least {LEAST}")
     if not np.all(np.isfinite(images)):
         raise InputError(f"{name}: the images must be finite numbers, some are NaN or infinite")
+
+
+def to_pixels(images: np.ndarray) -> Pixels:
+    """Images as they are looked at: clipped to [-1, 1] and rounded to 0..255."""
+    if images.dtype == np.uint8:
+        return images
+    return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
 def measure(
@@ -93,6 +102,12 @@ def _to_training(images: Pixels, seen: np.ndarray, devices: Sequence[jax.Device]
     found = nearest(_flat(images), _flat(seen), 1, devices).indices
     gaps = _flat(images).astype(np.float32) - _flat(seen)[found[:, 0]]
     return Neighbours(np.sqrt(np.square(gaps).mean(1, keepdims=True)), found)
+
+
+def recognised(params: Any, drawn: Dataset, devices: Sequence[jax.Device]) -> Estimate:
+    """The class accuracy of images that were drawn for their labels, by a classifier's weights."""
+    right = classifier.recognise(params, drawn, devices)
+    return class_accuracy(right, np.asarray(drawn.labels))
 
 
 def class_accuracy(

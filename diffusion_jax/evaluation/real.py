@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.config import DataConfig
+from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data import CLASS_NAMES, Dataset
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 
 LEAST = 100  # images in a set: ten blocks of ten
 HELD_OUT = 2**40  # added to the seed of drawn sprites, for sets that no training draws
@@ -41,6 +41,17 @@ def real_images(config: DataConfig, n: int, seed: int = 0) -> Real:
     config = dataclasses.replace(config, null_context=False)
     dataset = data.load(config)
     return _drawn(config, dataset, n) if not config.images else _parts(config, dataset, n, seed)
+
+
+def check_shape(config: Config, real: Real) -> None:
+    """Raise InputError unless the data set is as the run's network expects."""
+    found = real.reference.images.shape[1:], real.reference.labels.shape[1]
+    want = config.network.image_shape, config.network.n_cfeat
+    require(
+        found == want,
+        f"images={config.data.images!r} holds images of shape {found[0]} with {found[1]} context "
+        f"features; this run was trained on {want[0]} with {want[1]}",
+    )
 
 
 def _drawn(config: DataConfig, seen: Dataset, n: int) -> Real:

@@ -51,6 +51,14 @@ def spaces(
     return found
 
 
+def first_space(teaching: Dataset, params: Any | None, devices: Sequence[jax.Device]) -> Space:
+    """The one of the spaces that counts first."""
+    net = classifier.network(teaching)
+    features = classifier.apply(net, "features", tuple(devices))
+    shared = classifier.init(net) if params is None else params
+    return _fit(features, shared, np.asarray(teaching.images[:FITTED]), devices)
+
+
 def _fit(apply: Any, shared: Any, images: np.ndarray, devices: Sequence[jax.Device]) -> Space:
     rows = np.asarray(map_rows(apply, shared, images, devices), np.float64)
     scale = float(np.sqrt(rows.var(0).mean()))
