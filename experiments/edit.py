@@ -46,7 +46,9 @@ BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back
 define_devices()
 define_guidance()
 define_run()
-define_sampler("50 on --grid=trailing, or 100 on uniform_logsnr where DDIM goes back", grid=None)
+define_sampler(
+    "ddim", "50 on --grid=trailing, or 100 on uniform_logsnr where DDIM goes back", grid=None
+)
 flags.DEFINE_enum(
     "edit",
     "sdedit",

@@ -31,7 +31,14 @@ TRAINING = (
     *("--save_every=1", "--keep=9", "--cpu_devices=2"),
 )
 CONTEXTS = "class0; class1=0.6,class2=0.4; 1,0,0.6"
-SAMPLING = ("--steps=10", "--eta=0.5", "--n=7", "--seed=3", f"--context={CONTEXTS}")
+SAMPLING = (
+    "--sampler=ddim",
+    "--steps=10",
+    "--eta=0.5",
+    "--n=7",
+    "--seed=3",
+    f"--context={CONTEXTS}",
+)
 
 
 def files(folder: Path) -> dict[str, bytes | None]:
@@ -336,7 +343,7 @@ COMMANDS = {
     "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=100", "--real_n=100"),
     "likelihood": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=3"),
 }
-EVALUATION = ("--steps=2", "--guidance=2", "--options=eta=0.5")
+EVALUATION = ("--steps=2", "--guidance=2", "--options=order=2")
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
 REFUSED = {
     "train": {
@@ -407,9 +414,9 @@ REFUSED = {
         ("--batch_size=0",): r"batch_size=0: it must be at least 1",
         ("--devices=3",): r"devices=3: this machine has 2",
         ("--devices=0",): r"devices=0: this machine has 2",
-        ("--eta=2",): r"eta=2\.0: it must be in \[0, 1\]",
+        ("--sampler=ddim", "--eta=2"): r"eta=2\.0: it must be in \[0, 1\]",
         ("--sampler=ddpm", "--eta=0.5"): r"sampler ddpm takes no eta: it takes variance",
-        ("--variance=posterior",): r"sampler ddim takes no variance: it takes eta",
+        ("--variance=posterior",): r"sampler unipc takes no variance: it takes order",
         ("--n=2",): r"n=2: it must be at least 3, one image for each context",
         ("--n=0",): r"n=0: it must be at least",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
@@ -450,14 +457,23 @@ REFUSED = {
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
     },
     "weights": {
-        ("--to={}/new",): r"from='.*run', to='.*new': one of them must be a \.pth, \.pt, \.saf",
+        (
+            "--to={}/imported",
+        ): r"from='.*run', to='.*new': one of them must be a \.pth, \.pt, \.saf",
         ("--to={}/text.safetensors",): r"to='.*text\.safetensors' exists: name a new file",
         ("--from={}/none",): r"run='.*none': there is no such folder",
-        ("--from={}/none.safetensors", "--to={}/new"): r"none\.safetensors: No such file",
-        ("--from={}/text.safetensors", "--to={}/new"): r"text\.safetensors is not a file of tens",
+        ("--from={}/none.safetensors", "--to={}/imported"): r"none\.safetensors: No such file",
+        (
+            "--from={}/text.safetensors",
+            "--to={}/imported",
+        ): r"text\.safetensors is not a file of tens",
         ("--from={}/good.safetensors", "--to={}/run"): r"run='.*run' is not empty: name a new fol",
         ("--from={}/good.safetensors", "--to={}/text.npy"): r"run='.*text\.npy' is not a folder",
-        ("--from={}/good.safetensors", "--to={}/new", "--class_names=a,b"): r"3 context features",
+        (
+            "--from={}/good.safetensors",
+            "--to={}/imported",
+            "--class_names=a,b",
+        ): r"3 context features",
         ("--step=4",): r"step=4: the checkpoints of .*run are \[3, 5, 8\]",
         ("--form=x",): r"Unknown command line flag 'form'",
         ("surplus",): r"'surplus' is no flag",
@@ -468,7 +484,7 @@ REFUSED = {
         ("--batch_size=0",): r"batch_size=0: it must be at least 1",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
         ("--steps=21",): r"steps=21: it must be in 1\.\.20",
-        ("--options=order=3",): r"sampler ddim takes no order: it takes eta",
+        ("--options=eta=1",): r"sampler unipc takes no eta: it takes order",
         ("--options=eta",): r"options=eta: write them as order=3",
         ("--guidance=nan",): r"guidance=nan: it must be finite",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with or",
@@ -586,14 +602,14 @@ def test_good_input_does_compile_and_write(answers, name: str, flags) -> None:
 
 
 def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) -> None:
-    record = json.loads((folder / "new" / "ddim-2.json").read_text())
+    record = json.loads((folder / "new" / "unipc-2.json").read_text())
     measures = record["measures"]
     assert {"KID, classifier", "Frechet, pixels", "precision", "class accuracy"} <= set(measures)
     numbers = [n for row in measures.values() for side in row.values() for n in side.values()]
     assert len(numbers) == 4 * len(measures)
     assert np.isfinite(numbers).all()
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
-    assert "class accuracy" in (folder / "new" / "ddim-2.html").read_text()
+    assert "class accuracy" in (folder / "new" / "unipc-2.html").read_text()
     command = [flag.replace("{}", str(folder)) for flag in COMMANDS["evaluate"]]
     out = app("experiments.evaluate", *command, f"--samples={folder}/many.npy")
     assert "classifier trained" not in out
