@@ -11,8 +11,9 @@ from typing import Any
 from jaxtyping import Float64
 from numpy import ndarray
 
-from diffusion_jax import averages, losses, parameterizations, schedules
+from diffusion_jax import augmentation, averages, losses, parameterizations, schedules
 from diffusion_jax.averages import EMA_PROFILES
+from diffusion_jax.data import Dataset
 from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
@@ -54,6 +55,9 @@ class DataConfig:
     class_names: tuple[str, ...] = option((), "the classes' names, in the order of the labels")
     null_context: bool = option(False, "train without context: every context vector is zero")
     image_size: int = option(0, "scale the images of a folder to this height and width; 0: do not")
+    held_out: float = option(
+        0.0, "the part of --images that training does not see and evaluation measures against"
+    )
     n_images: int = option(89_400, "how many sprites to draw")
     class_frequencies: tuple[float, ...] = option(
         (8000.0, 32400.0, 6000.0, 35000.0, 8000.0),
@@ -67,6 +71,8 @@ class DataConfig:
         at_least("data_seed", self.data_seed, 0)
         at_least("image_size", self.image_size, 0)
         at_most("image_size", self.image_size, 1024)
+        if not 0 <= self.held_out < 1:
+            raise InputError(f"held_out={self.held_out}: it must be in [0, 1)")
         if len(self.class_names) > 1024:
             raise InputError(f"class_names: {len(self.class_names)} of them: at most 1024")
         if self.labels and not self.images:
@@ -168,6 +174,11 @@ class TrainingConfig:
     )
     grad_clip: float = option(0.0, "largest norm of the gradient; 0: do not clip")
     keep_probability: float = option(0.9, "how often training shows an image's context")
+    flips: tuple[str, ...] = option(
+        augmentation.NONE,
+        "which images training mirrors, left to right, every second time: none; all; or those of "
+        "the classes named, such as hero,food, where others face one side",
+    )
     loss_weighting: str = option(
         "simple", "how much each level of noise counts in the loss", WEIGHTINGS
     )
@@ -235,6 +246,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raise InputError for groups that do not fit together."""
         self.loss_weights()
+        augmentation.check(self.training.flips, self.data.class_names, self.data.null_context)
 
     def loss_weights(self) -> Float64[ndarray, "levels"]:
         """The weight of each level in the loss."""
@@ -257,6 +269,18 @@ class Config:
         if values:
             raise InputError(f"there is no option {', '.join(values)}")
         return Config(**groups)
+
+    def fill_in(self, dataset: Dataset) -> "Config":
+        """The configuration with what the data decides. Raises InputError if they do not fit."""
+        seen = len(dataset.images) * self.training.epochs + self.training.batch_size
+        if seen >= 2**31:
+            raise InputError(f"epochs={self.training.epochs}: too many for int32 step counters")
+        return self.override(
+            height=dataset.images.shape[1],
+            in_channels=dataset.images.shape[3],
+            n_cfeat=dataset.labels.shape[1],
+            class_names=dataset.class_names,
+        )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested dicts, ready for JSON."""

@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from diffusion_jax import optimizers
+from diffusion_jax.augmentation import horizontal_flips
 from diffusion_jax.averages import EMA_PROFILES, SIGMA_RELS
 from diffusion_jax.config import Config, TrainingConfig
 from diffusion_jax.data.batches import indices
@@ -83,6 +84,7 @@ def train_step(config: Config, length: Length) -> Callable:
     parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
     noising = NOISINGS[config.diffusion.noising]
     optimizer = _optimizer(config, length)
+    augment = horizontal_flips(config.training.flips, config.data.class_names)
     timesteps = config.diffusion.timesteps
     schedule = config.diffusion.build()
     draw_t = TIME_SAMPLINGS[config.training.time_sampling](schedule)
@@ -129,7 +131,7 @@ def train_step(config: Config, length: Length) -> Callable:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, state.step), positions
         )
-        x0 = pixels.astype(jnp.float32) / 127.5 - 1
+        x0 = augment(pixels.astype(jnp.float32) / 127.5 - 1, context, keys)
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, x0, context, keys
         )

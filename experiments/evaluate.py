@@ -94,8 +94,8 @@ def main() -> None:
         images = given
     params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
     begin = time.perf_counter()
-    measured, near = measure(
-        images, real, params, devices, None if config.data.null_context else labels
+    measured, near = evaluation.evaluate(
+        images, None if config.data.null_context else labels, real, params, devices
     )
     seconds["measuring"] = time.perf_counter() - begin
     show(measured, seconds)
@@ -150,24 +150,6 @@ def draw(
         ).images
     require(np.all(np.isfinite(images)), f"run={FLAGS.run}: its samples are not finite numbers")
     return evaluation.to_pixels(images)
-
-
-def measure(
-    images: np.ndarray,
-    real: Real,
-    params: Any | None,
-    devices: Sequence[jax.Device],
-    labels: np.ndarray | None,
-) -> tuple[dict[str, Row], Any]:
-    """All measures by name, and the samples' nearest training images."""
-    spaces = evaluation.spaces(real.teaching, params, devices)
-    measured = evaluation.measure(images, real, spaces, devices)
-    if params is not None and labels is not None:
-        drawn = real.other._replace(images=images, labels=labels)
-        both = [evaluation.recognised(params, part, devices) for part in (drawn, real.other)]
-        measured["class accuracy"] = Row(*both)
-    rows, near = evaluation.memorised(images, real, devices)
-    return measured | rows, near
 
 
 def show(measured: dict[str, Row], seconds: dict[str, float]) -> None:

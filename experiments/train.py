@@ -9,7 +9,6 @@ continues a run that was stopped.
 """
 
 import json
-import math
 import signal
 import sys
 import time
@@ -90,7 +89,7 @@ def main() -> None:
     folder = Path(FLAGS.run or f"checkpoints/{FLAGS.preset}")
     with parallel.alike(lambda: checksum(settings, dataset)):
         dataset = data.load(config().data)
-        settings = fill_in(config(), dataset)
+        settings = config().fill_in(dataset)
         check_folder(folder, settings)
         devices = parallel.choose_devices(settings.training.batch_size, FLAGS.devices)
     length = Length(len(dataset.images), settings.training.batch_size, settings.training.epochs)
@@ -116,27 +115,10 @@ def main() -> None:
             say(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
 
-def fill_in(settings: Config, dataset: Dataset) -> Config:
-    """The configuration with what the data decides. Raises InputError if the two do not fit."""
-    if length_in_bits(len(dataset.images), settings) > 31:
-        raise InputError(f"epochs={settings.training.epochs}: too many for int32 step counters")
-    return settings.override(
-        height=dataset.images.shape[1],
-        in_channels=dataset.images.shape[3],
-        n_cfeat=dataset.labels.shape[1],
-        class_names=dataset.class_names,
-    )
-
-
 def checksum(settings: Config, dataset: Dataset) -> int:
     """A number that tells whether the processes of a job have the same settings and data."""
     settings_sum = zlib.crc32(json.dumps(settings.to_dict()).encode())
     return zlib.crc32(dataset.labels.tobytes(), zlib.crc32(dataset.images.tobytes(), settings_sum))
-
-
-def length_in_bits(n_images: int, settings: Config) -> float:
-    """The bits that the number of all images seen takes."""
-    return math.log2(n_images * settings.training.epochs + settings.training.batch_size)
 
 
 def check_folder(folder: Path, settings: Config) -> None:

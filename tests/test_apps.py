@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import checkpoints, samplers
+from diffusion_jax import checkpoints, evaluation, samplers
 from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import load_config, load_model, save_model
 from diffusion_jax.sampling import sample
@@ -342,6 +342,10 @@ COMMANDS = {
     "weights": ("--from={}/run", "--to={}/new.safetensors"),
     "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=100", "--real_n=100"),
     "likelihood": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=3"),
+    "recipes": (
+        *("--images={}/many.npy", "--labels={}/many_labels.npy", "--out={}/recipes", "--epochs=1"),
+        *("--n_feat=8", "--steps=2", "--n=100", "--real_n=100", "--cpu_devices=2"),
+    ),
 }
 EVALUATION = ("--steps=2", "--guidance=2", "--options=order=2")
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
@@ -374,6 +378,8 @@ REFUSED = {
         ("--timesteps=0",): r"schedule of 0 steps: it must have at least 1",
         ("--learning_rate=-1",): r"learning_rate=-1\.0: it must be above 0",
         ("--lr_schedule=step",): r"--lr_schedule=step: value should be one of <notes\|",
+        ("--flips=hero",): r"flips=hero: there is no class hero: choose none, all, or some of clas",
+        ("--flips=all,class0",): r"flips=all,class0: it must be none, all, or the names of cla",
         ("--seed=-1",): r"seed=-1: it must be at least 0",
         ("--preset=huge",): r"--preset=huge: value should be one of <notes\|demo\|best>",
         ("--save_every=0",): r"save_every=0: it must be at least 1",
@@ -517,6 +523,17 @@ REFUSED = {
         ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
         ("--devices=3",): r"devices=3: this machine has 2",
     },
+    "recipes": {
+        ("--recipes=worst",): r"recipes='worst' is unknown: choose from notes, notes\+learning_ra",
+        ("--epochs=0",): r"epochs=0: it must be at least 1",
+        ("--n=99",): r"n=99: it must be at least 100",
+        ("--real_n=20",): r"real_n=20: it must be at least 100",
+        ("--steps=0",): r"steps=0",
+        ("--devices=3",): r"devices=3: this machine has 2",
+        ("--images={}/none.npy",): r"none\.npy: there is no such file",
+        ("--images={}/images.npy", "--labels={}/labels.npy"): r"holds 20 images: measuring takes",
+        ("--out={}/text.npy",): r"out='.*text\.npy' is a file: name a folder",
+    },
 }
 
 
@@ -565,7 +582,11 @@ def answers(app, run, folder) -> dict:
     save_model(folder / "many", model.config.override(**many), model.variables)
     tall = {"images": f"{folder}/tall.npy", "labels": ""}
     save_model(folder / "other", model.config.override(**tall), model.variables)
-    good = {"sample": ("--frames=none", "--steps=2", "--n=3"), "evaluate": EVALUATION}
+    good = {
+        "sample": ("--frames=none", "--steps=2", "--n=3"),
+        "evaluate": EVALUATION,
+        "recipes": ("--recipes=notes,notes+guidance=1.5",),
+    }
     assert REFUSED.keys() == COMMANDS.keys()
     found = {}
     for name, command in COMMANDS.items():
@@ -593,7 +614,11 @@ def test_bad_input_is_one_line_and_changes_nothing(answers, name: str, flags) ->
 
 @pytest.mark.parametrize(
     ("name", "flags"),
-    [("sample", ("--frames=none", "--steps=2", "--n=3")), ("evaluate", EVALUATION)],
+    [
+        ("sample", ("--frames=none", "--steps=2", "--n=3")),
+        ("evaluate", EVALUATION),
+        ("recipes", ("--recipes=notes,notes+guidance=1.5",)),
+    ],
 )
 def test_good_input_does_compile_and_write(answers, name: str, flags) -> None:
     """The control of the test before."""
@@ -619,6 +644,30 @@ def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) ->
     # Of the 220 images, 100 are the other real set, and 120 are what counts as training images.
     assert distance["samples"] == pytest.approx(distance["real"] * 100 / 220, rel=1e-5)
     assert distance["real"] > 50
+
+
+def test_recipes_are_trained_once_and_their_rows_make_a_table(answers, app, folder) -> None:
+    out = folder / "recipes"
+    assert {path.name for path in out.iterdir()} == {
+        *("notes", "notes+guidance=1.5", "classifier.npz", "results.md")
+    }
+    assert load_config(out / "notes").training.batch_size == 64
+    rows = [
+        json.loads((out / name / "recipe.json").read_text())
+        for name in ("notes", "notes+guidance=1.5")
+    ]
+    lines = (out / "results.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        *("| real images", "| notes", "| notes+guidance=1.5")
+    ]
+    for row, line in zip(rows, lines[3:], strict=True):
+        kid = evaluation.Estimate(**row["measures"]["KID, classifier"]["samples"])
+        assert line.split(" | ")[1] == str(kid)
+    assert lines[3].split(" | ")[1:] != lines[4].split(" | ")[1:], "guidance changes the samples"
+    command = [flag.replace("{}", str(folder)) for flag in COMMANDS["recipes"]]
+    assert "1 recipes finished, 0 to go" in app("experiments.recipes", *command, "--recipes=notes")
+    err = app("experiments.recipes", *command, "--epochs=2", code=2)
+    assert "holds results of epochs=1: name another folder, or the old settings" in err
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ CHANGED = Config().override(
     schedule="cosine",
     epochs=7,
     learning_rate=0.25,
+    flips=("all",),
 )
 
 
@@ -156,6 +157,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ("ema_snapshots", -1, "ema_snapshots=-1: it must be at least 0"),
         ("grad_clip", -1.0, "grad_clip=-1.0: it must be at least 0"),
         ("grad_clip", float("nan"), "grad_clip=nan: it must be at least 0"),
+        ("held_out", 1.0, r"held_out=1.0: it must be in \[0, 1\)"),
         ("keep_probability", 1.5, r"keep_probability=1.5: it must be in \[0, 1\]"),
         ("keep_probability", float("nan"), "keep_probability=nan"),
         ("loss_weighting", "snr", "loss_weighting='snr' is unknown: choose from simple, min_snr"),

@@ -338,6 +338,26 @@ def test_load_finds_the_kind_of_data_by_what_lies_there(tmp_path) -> None:
     assert drawn.labels.argmax(1).tolist() == [2] * 10
 
 
+def test_held_out_images_are_no_training_images(tmp_path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), np.uint8)
+    images, labels = save(tmp_path, pixels, np.arange(10) % 5)
+    whole = data.load(config(images=images, labels=labels))
+    settings = config(images=images, labels=labels, held_out=0.3)
+    parts = [data.load(settings), data.load_held_out(settings)]
+    assert [len(part.images) for part in parts] == [7, 3]
+    rows = [row for part in parts for row in zip(part.images, part.labels, strict=True)]
+    rows = {(image.tobytes(), label.tobytes()) for image, label in rows}
+    assert rows == {
+        (image.tobytes(), label.tobytes())
+        for image, label in zip(whole.images, whole.labels, strict=True)
+    }
+    np.testing.assert_array_equal(data.load(settings).images, parts[0].images)
+    with pytest.raises(InputError, match=r"held_out=0\.04: that is 0 of 10 images: neither 0 nor"):
+        data.load(config(images=images, labels=labels, held_out=0.04))
+    with pytest.raises(InputError, match=r"held_out=0\.3: it is for --images; drawn sprites are"):
+        data.load(config(held_out=0.3))
+
+
 def test_load_names_a_path_that_is_not_there(tmp_path) -> None:
     with pytest.raises(InputError, match=f"^{tmp_path}/none: there is no such file"):
         data.load(config(images=str(tmp_path / "none")))

@@ -1,10 +1,12 @@
 """Measures of sample quality against naive loops and closed forms, all in NumPy and float64."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import evaluation
+from diffusion_jax import data, evaluation
 from diffusion_jax.config import DataConfig
 from diffusion_jax.data import CLASS_NAMES, Dataset, sprites
 from diffusion_jax.evaluation import Estimate, classifier, distances, neighbours
@@ -249,6 +251,21 @@ def test_files_are_parted_and_what_is_held_against_is_not_seen(tmp_path) -> None
     np.save(tmp_path / "images.npy", images[:199])
     with pytest.raises(InputError, match="holds 199 images: measuring takes two sets of 100"):
         evaluation.real_images(config, 100)
+
+
+def test_held_out_images_are_parted_and_training_sees_none_of_them(tmp_path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    config = DataConfig(images=str(tmp_path / "images.npy"), held_out=0.41)
+    real = evaluation.real_images(config, 5000)
+    sets = [{image.tobytes() for image in part.images} for part in real[:3]]
+    assert [len(images) for images in sets] == [102, 102, 295]
+    assert len(set.union(*sets)) == 499, "an odd one is left over, and none is in two sets"
+    assert real.origin == "2 x 102 of 205 images that training did not see"
+    np.testing.assert_array_equal(data.load(config).images, real.seen.images)
+    few = dataclasses.replace(config, held_out=0.3)
+    with pytest.raises(InputError, match="150 images are held out: measuring takes two sets of 10"):
+        evaluation.real_images(few, 100)
 
 
 def test_real_samples_measure_as_real_and_noise_does_not(real) -> None:

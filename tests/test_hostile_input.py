@@ -36,7 +36,7 @@ from diffusion_jax.runs import load_config
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.typing import InputError
 from experiments.flags import FLAGS, config, options
-from experiments.train import check_folder, fill_in  # which defines the flags
+from experiments.train import check_folder  # which defines the flags
 from tests import conftest
 
 GIGABYTE = 2**30
@@ -236,7 +236,7 @@ def on_flags(words: list[str], folder: Path) -> None:
     FLAGS.unparse_flags()
     try:
         FLAGS(["train", *words])
-        wanted = fill_in(config(), TINY)
+        wanted = config().fill_in(TINY)
         check_folder(Path(FLAGS.run or folder), wanted)
         parallel.choose_devices(wanted.training.batch_size, FLAGS.devices)
     except flags.Error as error:  # the apps print it as they print an InputError
@@ -437,7 +437,7 @@ def test_links_in_place_of_a_run_or_its_files(tmp_path, name: str, target: str) 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).symlink_to(target)
     run = tmp_path / "run"
-    refused(lambda: check_folder(run, fill_in(Config(), TINY)))
+    refused(lambda: check_folder(run, Config().fill_in(TINY)))
     assert refused(lambda: load_config(run))
     refused(lambda: metrics.read(run / "metrics.jsonl"))
     if name == "run/config.json":

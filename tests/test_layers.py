@@ -13,7 +13,7 @@ LAYERS = (
     ("locks", "environment"),
     (
         *("networks", "data", "parallel", "checkpoints", "metrics"),
-        *("pictures", "contexts", "timing", "precisions"),
+        *("pictures", "contexts", "timing", "precisions", "augmentation"),
     ),
     ("reports", "schedules", "optimizers", "hardware", "averages"),
     ("grids", "parameterizations"),

@@ -90,9 +90,11 @@ def test_resuming_changes_no_bit(on_one_device) -> None:
         assert np.array_equal(ours, whole)
 
 
-@pytest.mark.parametrize("changes", [{}, {"schedule": "karras", "loss_weighting": "min_snr"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"schedule": "karras", "loss_weighting": "min_snr", "flips": ("all",)}]
+)
 def test_loss_by_hand(changes: dict) -> None:
-    """The draws of (seed, step, position), the noising and the mean square, in NumPy."""
+    """The draws of (seed, step, position), flips, the noising and the mean square, in NumPy."""
     config = SMALL.override(keep_probability=0.5, **changes)
     state = training.init(config, LENGTH)
     step = data_parallel(
@@ -103,14 +105,19 @@ def test_loss_by_hand(changes: dict) -> None:
     _, loss = step(state, *split((IMAGES[:BATCH], LABELS[:BATCH], positions), 1), key)
 
     schedule = config.diffusion.build()
-    x, eps, t, context = [], [], [], []
+    x, eps, t, context, flipped = [], [], [], [], []
     for position in positions:
-        keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 0), position), 3)
+        own = jax.random.fold_in(jax.random.fold_in(key, 0), position)
+        keys = jax.random.split(own, 3)
+        flipped.append(
+            "flips" in changes and bool(jax.random.bernoulli(jax.random.fold_in(own, 3)))
+        )
         t.append(int(jax.random.randint(keys[0], (), 1, 501)))
         eps.append(np.asarray(jax.random.normal(keys[1], (8, 8, 3))))
         context.append(LABELS[position] * bool(jax.random.bernoulli(keys[2], 0.5)))
-        clean = IMAGES[position] / 255 * 2 - 1
+        clean = IMAGES[position][:, :: -1 if flipped[-1] else 1] / 255 * 2 - 1
         x.append(schedule.alpha[t[-1]] * clean + schedule.sigma[t[-1]] * eps[-1])
+    assert (0 < sum(flipped) < BATCH) == bool(changes), "some are mirrored, some not"
     assert 0 < np.any(context, axis=1).sum() < BATCH, "some contexts are dropped, some kept"
     alpha, sigma = schedule.alpha[t], schedule.sigma[t]
     size = np.hypot(alpha, sigma)  # 1 on the notes' schedule

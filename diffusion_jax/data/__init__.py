@@ -12,7 +12,15 @@ from diffusion_jax.data.files import load_npy as load_npy
 from diffusion_jax.data.sprites import CLASS_NAMES, sprites
 from diffusion_jax.typing import InputError
 
-__all__ = ["CLASS_NAMES", "DATASETS", "Dataset", "default_class_names", "load", "sprites"]
+__all__ = [
+    "CLASS_NAMES",
+    "DATASETS",
+    "Dataset",
+    "default_class_names",
+    "load",
+    "load_held_out",
+    "sprites",
+]
 
 
 def _sprites(config: Any) -> Dataset:
@@ -28,13 +36,48 @@ DATASETS: dict[str, Callable[[Any], Dataset]] = {
 
 
 def load(config: Any) -> Dataset:
-    """The data set of a DataConfig: the drawn sprites, or what lies at config.images.
+    """What a DataConfig trains on: drawn sprites, or what lies at config.images, less held_out.
 
     Raises InputError for options that belong to another kind of data.
     """
+    return split(everything(config), config.held_out)[0] if config.held_out else everything(config)
+
+
+def load_held_out(config: Any) -> Dataset:
+    """The images at config.images that training does not see. Raises InputError as load does."""
+    return split(everything(config), config.held_out)[1]
+
+
+def split(dataset: Dataset, held_out: float) -> tuple[Dataset, Dataset]:
+    """A data set without some of its images, chosen at random but always alike, and those images.
+
+    Raises InputError if either would be empty.
+    """
+    total = len(dataset.images)
+    count = round(held_out * total)
+    if not 0 < count < total:
+        raise InputError(
+            f"held_out={held_out}: that is {count} of {total} images: neither 0 nor all"
+        )
+    order = np.random.default_rng(0).permutation(total)
+
+    def part(chosen: np.ndarray) -> Dataset:
+        chosen = np.sort(chosen)
+        return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
+
+    return part(order[count:]), part(order[:count])
+
+
+def everything(config: Any) -> Dataset:
+    """All images of a DataConfig. Raises InputError as load does."""
     kind = "sprites"
     if config.images:
         kind = "folder" if os.path.isdir(config.images) else "npy"
+    if kind == "sprites" and config.held_out:
+        raise InputError(
+            f"held_out={config.held_out}: it is for --images; drawn sprites are measured against "
+            "others anyway"
+        )
     if kind == "folder" and config.labels:
         raise InputError(f"labels={config.labels}: the labels are the subfolders of a folder")
     if kind != "folder" and config.image_size:

@@ -22,7 +22,7 @@ from diffusion_jax.evaluation.neighbours import (
     precision_recall,
 )
 from diffusion_jax.evaluation.real import LEAST, Real
-from diffusion_jax.evaluation.spaces import Space
+from diffusion_jax.evaluation.spaces import Space, spaces
 from diffusion_jax.typing import InputError
 
 NEAR = 0.05  # the part of held-out images whose distance to training counts as near
@@ -57,16 +57,37 @@ def to_pixels(images: np.ndarray) -> Pixels:
     return np.rint((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
 
 
+def evaluate(
+    samples: Pixels,
+    labels: Float[np.ndarray, "n class"] | None,
+    real: Real,
+    params: Any | None,
+    devices: Sequence[jax.Device],
+) -> tuple[dict[str, Row], Neighbours]:
+    """All measures by name, and the samples' nearest training images.
+
+    labels: what the samples should show, or None; params: a classifier's weights, or None. The
+    class accuracy takes both.
+    """
+    measured = measure(samples, real, spaces(real.teaching, params, devices), devices)
+    if params is not None and labels is not None:
+        drawn = real.other._replace(images=samples, labels=labels)
+        both = [recognised(params, part, devices) for part in (drawn, real.other)]
+        measured["class accuracy"] = Row(*both)
+    rows, near = memorised(samples, real, devices)
+    return measured | rows, near
+
+
 def measure(
-    samples: Pixels, real: Real, spaces: dict[str, Space], devices: Sequence[jax.Device]
+    samples: Pixels, real: Real, compared: dict[str, Space], devices: Sequence[jax.Device]
 ) -> dict[str, Row]:
     """Distances, precision and its kin, by name; neighbours are measured in the first space."""
     found: dict[str, Row] = {}
-    for name, space in spaces.items():
+    for name, space in compared.items():
         sets = [space.rows(v, devices) for v in (real.reference.images, samples, real.other.images)]
         for label, distance in (("KID", kernel_distance), ("Frechet", frechet_distance)):
             found[f"{label}, {name}"] = Row(*(distance(sets[0], rows) for rows in sets[1:]))
-        if name == next(iter(spaces)):
+        if name == next(iter(compared)):
             for method in (precision_recall, density_coverage):
                 both = [method(sets[0], rows, devices) for rows in sets[1:]]
                 found |= {label: Row(both[0][label], both[1][label]) for label in both[0]}

@@ -33,6 +33,8 @@ class Real(NamedTuple):
 def real_images(config: DataConfig, n: int, seed: int = 0) -> Real:
     """Sets of n real images: sprites drawn anew, or parts of the user's files, n or half of them.
 
+    Of the user's files, those that were held out, if any were; the halves of all, otherwise.
+
     Labels are the classes also for a run without context. Raises InputError if n, or the files,
     are too small.
     """
@@ -40,7 +42,11 @@ def real_images(config: DataConfig, n: int, seed: int = 0) -> Real:
         raise InputError(f"real_n={n}: it must be at least {LEAST}")
     config = dataclasses.replace(config, null_context=False)
     dataset = data.load(config)
-    return _drawn(config, dataset, n) if not config.images else _parts(config, dataset, n, seed)
+    if not config.images:
+        return _drawn(config, dataset, n)
+    if config.held_out:
+        return _halves(data.load_held_out(config), dataset, n, seed)
+    return _parts(config, dataset, n, seed)
 
 
 def check_shape(config: Config, real: Real) -> None:
@@ -69,18 +75,27 @@ def _drawn(config: DataConfig, seen: Dataset, n: int) -> Real:
 
 def _parts(config: DataConfig, dataset: Dataset, n: int, seed: int) -> Real:
     total = len(dataset.images)
-    n = min(n, total // 2)
-    if n < LEAST:
-        raise InputError(
-            f"images={config.images!r} holds {total} images: measuring takes two sets of {LEAST}, "
-            f"at least {2 * LEAST}"
-        )
+    n = _half(total, n, f"images={config.images!r} holds {total} images")
     order = np.random.default_rng(seed).permutation(total)
-    other, rest, reference = order[:n], np.sort(order[n:]), order[n : 2 * n]
-
-    def part(chosen: np.ndarray) -> Dataset:
-        return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
-
-    seen = part(rest)
+    seen = _part(dataset, np.sort(order[n:]))
     origin = f"2 x {n} of the {total} training images: none is held out"
-    return Real(part(reference), part(other), seen, seen, origin)
+    return Real(_part(dataset, order[n : 2 * n]), _part(dataset, order[:n]), seen, seen, origin)
+
+
+def _halves(held_out: Dataset, seen: Dataset, n: int, seed: int) -> Real:
+    total = len(held_out.images)
+    n = _half(total, n, f"{total} images are held out")
+    order = np.random.default_rng(seed).permutation(total)
+    origin = f"2 x {n} of {total} images that training did not see"
+    return Real(_part(held_out, order[:n]), _part(held_out, order[n : 2 * n]), seen, seen, origin)
+
+
+def _half(total: int, n: int, what: str) -> int:
+    """How large a set is: n or half of all. Raises InputError if that is too few."""
+    if total < 2 * LEAST:
+        raise InputError(f"{what}: measuring takes two sets of {LEAST}, at least {2 * LEAST}")
+    return min(n, total // 2)
+
+
+def _part(dataset: Dataset, chosen: np.ndarray) -> Dataset:
+    return dataset._replace(images=dataset.images[chosen], labels=dataset.labels[chosen])
