@@ -25,7 +25,7 @@ cluster-demo: .venv/base
 	$(BIN)/python -m experiments.cluster_demo --out=$(CLUSTER)
 
 test: .venv/test
-	$(BIN)/python -m pytest -m "not slow and not peers"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not peers"
 
 test-slow: .venv/test
 	$(BIN)/python -m pytest -m "slow"

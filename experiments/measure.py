@@ -216,7 +216,10 @@ class Trainer:
         self.program = max(found, key=lambda program: program.memory)
 
     def _flop(self, length: Length, devices: Sequence[jax.Device]) -> float:
-        """The FLOP of a step, over all devices."""
+        """The FLOP of a step, over all devices.
+
+        Lowered for TPUs: on CPUs the weights' gradients are loops, of which one turn would count.
+        """
         count = len(devices)
         step = parallel.data_parallel(
             training.train_step(self.config, length),
@@ -227,8 +230,10 @@ class Trainer:
         first = self.order[:, 0]
         images, labels = (np.asarray(part) for part in self.dataset)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        lowered = step.lower(self.state, images[first], labels[first], first, key)
-        return count * hardware.flop(lowered)
+        traced = jax.jit(lambda *args: step(*args)).trace(
+            self.state, images[first], labels[first], first, key
+        )
+        return count * hardware.flop(traced.lower(lowering_platforms=("tpu",)))
 
     def record(self) -> dict[str, Any]:
         """What the program costs before its first step, and what it needs."""

@@ -17,6 +17,13 @@ install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
 FAULTS: Counter[str] = Counter()  # injected by the slow tests of faults; what was wrong: WRONG ...
 
+LONG = ("test_apps.py", "test_training.py", "test_faults.py", "test_trust.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first: two processes share the files out."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @pytest.fixture(scope="session")
 def model() -> Any:

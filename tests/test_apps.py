@@ -465,7 +465,7 @@ REFUSED = {
     "weights": {
         (
             "--to={}/imported",
-        ): r"from='.*run', to='.*new': one of them must be a \.pth, \.pt, \.saf",
+        ): r"from='.*run', to='.*imported': one of them must be a \.pth, \.pt, \.saf",
         ("--to={}/text.safetensors",): r"to='.*text\.safetensors' exists: name a new file",
         ("--from={}/none",): r"run='.*none': there is no such folder",
         ("--from={}/none.safetensors", "--to={}/imported"): r"none\.safetensors: No such file",

@@ -235,8 +235,8 @@ def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_there_is(tmp_path) ->
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     kept = Path(f"{place}.kept")
-    steps = sorted(int(path.name) for path in (kept / "state").iterdir())
-    assert steps
+    steps = sorted(int(path.name) for path in (kept / "state").iterdir() if path.name.isdigit())
+    assert steps, "beside them, orbax may leave what it could not write"
     said = rf"error: {place}/run/state/\d+: the checkpoint could not be written: "
     assert re.fullmatch(
         rf"{said}No space left on device; {place}/run/state/{steps[-1]} is the last checkpoint",
