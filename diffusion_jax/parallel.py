@@ -39,6 +39,7 @@ def _keep_freed_memory() -> None:
     """Have glibc keep what XLA frees after a dispatch, for the next one.
 
     It goes back to the system otherwise, and comes again page by page: a third of a training step.
+    One arena for all threads, for no other one takes blocks so large from the heap.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.networks.convolution import Maps, convolve
 from diffusion_jax.typing import Images, Key
 
+Channels = Float[Array, " channel"]
 Layers = list[Callable[..., Array]]
 MakeNorm = Callable[[int], Callable[..., Array]]  # features -> norm, called as norm(x, train)
 
@@ -96,7 +97,7 @@ class ConvTranspose(nn.Module):
         return y + spread(bias)
 
 
-def spread(channels: Float[Array, " channel"]) -> Float[Array, "1 1 1 channel"]:
+def spread(channels: Channels) -> Float[Array, "1 1 1 channel"]:
     """Shape a vector of channels to be broadcast against images."""
     return channels.reshape(1, 1, 1, -1)
 
@@ -139,9 +140,6 @@ class BatchNorm(nn.Module):
         running_mean.value = keep * running_mean.value + (1 - keep) * mean
         running_var.value = keep * running_var.value + (1 - keep) * unbiased
         return y.astype(x.dtype)
-
-
-Channels = Float[Array, " channel"]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

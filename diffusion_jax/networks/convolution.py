@@ -11,9 +11,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 Maps = Float[Array, "batch _ _ _"]  # images whose size or channels a layer changes
-FEW = 8  # channels, of which patches are not worth their copying
-CACHE = 6 * 2**20  # bytes of patches
 Kernel = Float[Array, "size size in_features out_features"]
+
+FEW = 8  # channels: patches of fewer are not worth their copying
+CACHE = 6 * 2**20  # bytes of patches at once
 
 
 @jax.custom_vjp
@@ -61,12 +62,14 @@ def _by_kernel(x: Maps, g: Maps, size: int) -> Kernel:
             window = lax.dynamic_slice(x, corner, (part, height, width, channels))
             patches = patches.at[..., n * channels : (n + 1) * channels].set(window)
         of = lax.dynamic_slice_in_dim(g, i * part, part)
-        return total + jnp.einsum("bhwo,bhwp->op", of, patches), patches
+        product = jnp.einsum("bhwo,bhwp->op", of, patches, preferred_element_type=total.dtype)
+        return total + product, patches
 
     patches = jnp.zeros((part, height, width, size**2 * channels), x.dtype)
-    total = jnp.zeros((g.shape[-1], size**2 * channels), x.dtype)
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # bfloat16 would lose what is added
+    total = jnp.zeros((g.shape[-1], size**2 * channels), wide)
     total, _ = lax.fori_loop(0, batch // part, add, (total, patches))
-    return total.reshape(-1, size, size, channels).transpose(1, 2, 3, 0)
+    return total.reshape(-1, size, size, channels).transpose(1, 2, 3, 0).astype(x.dtype)
 
 
 def _by_kernel_of_few(x: Maps, g: Maps, size: int) -> Kernel:
