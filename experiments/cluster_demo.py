@@ -23,11 +23,12 @@ from diffusion_jax import metrics
 FLAGS = flags.FLAGS
 BOUND = 1e-5  # relative to the largest value
 TRAINING = (
-    *("--n_images=80", "--class_frequencies=1,1,1,1,1", "--n_feat=8", "--timesteps=50"),
-    # Before batch norm, Adam makes steps of the rounding of gradients that are zero.
+    *("--n_images=80", "--class_frequencies=1,1,1,1,1", "--n_feat=16", "--timesteps=50"),
+    # Not BatchNorm, nor groups of one channel: the biases before have gradients that are zero, and
+    # Adam would make whole steps of their rounding.
     *("--norm=group", "--epochs=4", "--batch_size=16", "--save_every=2", "--noreport"),
 )
-SAMPLING = ("--steps=10", "--n=10", "--frames=none")
+SAMPLING = ("--sampler=ddim", "--steps=10", "--n=10", "--frames=none")
 
 flags.DEFINE_string("out", "checkpoints/cluster_demo", "the folder of the runs, written anew")
 

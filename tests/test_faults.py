@@ -37,7 +37,7 @@ FLAGS = (
     *("--save_every=1", "--keep=9", "--report=False"),
 )
 STEPS = (3, 5, 8)  # of the checkpoints in three epochs of 20 images in batches of 8
-AT_REST, IN_FLIGHT, KILLS = 124, 66, 12
+AT_REST, IN_FLIGHT, KILLS = 136, 68, 12
 DISKS = ("", "50k", "200k", "500k", "1m", "2m")  # the sizes of small ones
 
 
