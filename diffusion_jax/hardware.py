@@ -56,12 +56,13 @@ def _fastest(
     return min(seconds_of(lambda: run(*args)) for _ in range(RUNS))
 
 
-def flop(lowered: Any) -> float:
-    """The FLOP of a lowered program on one device, by the compiler's cost analysis.
+def flop(fn: Callable, *args: Any) -> float:
+    """The FLOP of a function of these arguments on one device, by the compiler's cost analysis.
 
-    Of the program as written, before XLA rewrites it: the same number on every machine. A loop's
-    body counts once.
+    Of the program as written for a TPU, before XLA rewrites it: the same number on every machine,
+    where CPUs take Winograd's algorithm, in loops, of which one turn would count.
     """
+    lowered = jax.jit(lambda *args: fn(*args)).trace(*args).lower(lowering_platforms=("tpu",))
     return float(lowered.cost_analysis()["flops"])
 
 

@@ -80,11 +80,13 @@ class Bare:
         shape = (count, setting.batch // count, *image_shape(network))
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         context = jax.ShapeDtypeStruct((*shape[:2], network.n_cfeat), jnp.float32)
+        part = jax.tree.map(lambda whole: whole.update(shape=whole.shape[1:]), (x, context))
+        counted = hardware.flop(network.apply, setting.model.variables, part[0], 0.5, part[1])
+        self.flop = count * counted  # of the whole batch
         apply = parallel.data_parallel(
             network.apply, (None, 0, None, 0), 0, devices=setting.devices
         )
         lowered = apply.lower(setting.model.variables, x, np.float32(0.5), context)
-        self.flop = count * hardware.flop(lowered)  # of the whole batch
         self.compiled = lowered.compile()
         check_memory(setting, hardware.memory(self.compiled) + STATES * 4 * x.size // count)
         noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -216,10 +218,7 @@ class Trainer:
         self.program = max(found, key=lambda program: program.memory)
 
     def _flop(self, length: Length, devices: Sequence[jax.Device]) -> float:
-        """The FLOP of a step, over all devices.
-
-        Lowered for TPUs: on CPUs the weights' gradients are loops, of which one turn would count.
-        """
+        """The FLOP of a step, over all devices."""
         count = len(devices)
         step = parallel.data_parallel(
             training.train_step(self.config, length),
@@ -230,10 +229,8 @@ class Trainer:
         first = self.order[:, 0]
         images, labels = (np.asarray(part) for part in self.dataset)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        traced = jax.jit(lambda *args: step(*args)).trace(
-            self.state, images[first], labels[first], first, key
-        )
-        return count * hardware.flop(traced.lower(lowering_platforms=("tpu",)))
+        counted = hardware.flop(step, self.state, images[first], labels[first], first, key)
+        return count * counted
 
     def record(self) -> dict[str, Any]:
         """What the program costs before its first step, and what it needs."""

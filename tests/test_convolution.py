@@ -1,4 +1,4 @@
-"""The convolution's own gradients are those that jax finds for lax's convolution."""
+"""The convolution and its gradients, against jax's and against sums in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from diffusion_jax.networks import convolution
+from diffusion_jax.networks import convolution, winograd
 from diffusion_jax.networks.convolution import convolve
 
 
@@ -16,43 +16,91 @@ def plain(x, kernel):
     )
 
 
+def drawn(seed, *shapes, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(3, 5, 7), (1, 3, 4), (5, 2, 2)])
 def test_gradients(size: int, inputs: int, outputs: int) -> None:
-    rng = np.random.default_rng(size)
-    x, kernel, g = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((3, 8, 6, inputs), (size, size, inputs, outputs), (3, 8, 6, outputs))
-    )
+    x, kernel, g = drawn(size, (3, 8, 6, inputs), (size, size, inputs, outputs), (3, 8, 6, outputs))
     expected, pullback = jax.vjp(plain, x, kernel)
     ours, our_pullback = jax.vjp(convolve, x, kernel)
     assert np.allclose(ours, expected, atol=1e-5)
-    elsewhere = convolution._automatic_gradients(x, kernel, g)
+    elsewhere = convolution._plain_gradients(x, kernel, g)
     for gradient, other, wanted in zip(our_pullback(g), elsewhere, pullback(g), strict=True):
         assert np.allclose(gradient, wanted, atol=1e-4)
         assert np.allclose(other, wanted, atol=1e-4)
 
 
-def gradients_of_kernel(x, kernel, g):
-    pulled = (jax.vjp(f, x, kernel)[1](g)[1] for f in (convolve, plain))
-    return (np.asarray(gradient, np.float32) for gradient in pulled)
+def sums(x, kernel, g):
+    """A convolution and its gradients by nine products, in NumPy and float64."""
+    x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
+    _, height, width, _ = x.shape
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    y, by_padded, by_kernel = np.zeros_like(g), np.zeros_like(padded), np.zeros_like(kernel)
+    for i, j in np.ndindex(3, 3):
+        window = (slice(None), slice(i, i + height), slice(j, j + width))
+        y += padded[window] @ kernel[i, j]
+        by_padded[window] += g @ kernel[i, j].T
+        by_kernel[i, j] = np.einsum("bhwi,bhwo->io", padded[window], g)
+    return y, by_padded[:, 1:-1, 1:-1], by_kernel
+
+
+def errors(x, kernel, g):
+    """Of winograd's convolution and gradients, and of the plain ones, relative to the norm."""
+    wanted = sums(x, kernel, g)
+    y, pullback = jax.vjp(convolve, x, kernel)
+    plainly = plain(x, kernel), *convolution._plain_gradients(x, kernel, g)
+
+    def error(found, true):
+        return np.linalg.norm(np.asarray(found, np.float64) - true) / np.linalg.norm(true)
+
+    return [
+        (error(found, true), error(other, true))
+        for found, other, true in zip((y, *pullback(g)), plainly, wanted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("channels", [(64, 64), (32, 64), (64, 32)])
+@pytest.mark.parametrize(("batch", "height", "width"), [(6, 8, 8), (5, 2, 6), (1, 16, 4)])
+def test_winograds_errors_are_those_of_rounding(batch, height, width, channels) -> None:
+    inputs, outputs = channels
+    x, kernel, g = drawn(
+        batch, (batch, height, width, inputs), (3, 3, *channels), (batch, height, width, outputs)
+    )
+    assert winograd.suits(x, kernel)
+    for ours, others in errors(x, kernel, g):
+        assert ours < 2 * others < 2e-6
+
+
+def test_winograd_in_float64() -> None:
+    with jax.enable_x64(True):
+        shapes = (2, 4, 4, 64), (3, 3, 64, 64), (2, 4, 4, 64)
+        assert all(ours < 1e-14 for ours, _ in errors(*drawn(0, *shapes, dtype=jnp.float64)))
 
 
 @pytest.mark.parametrize("batch", [12, 7])
 @pytest.mark.parametrize("parts", [1, 3, 12])
-def test_the_kernels_gradient_in_parts_of_the_batch(batch: int, parts: int, monkeypatch) -> None:
-    rng = np.random.default_rng(parts)
-    x, kernel, g = (
-        jnp.asarray(rng.normal(size=shape), jnp.float32)
-        for shape in ((batch, 4, 4, 8), (3, 3, 8, 5), (batch, 4, 4, 5))
-    )
-    monkeypatch.setattr(convolution, "CACHE", x.nbytes * 9 // parts)
-    ours, wanted = gradients_of_kernel(x, kernel, g)
-    assert np.allclose(ours, wanted, atol=1e-4)
+def test_winograd_in_parts_of_the_batch(batch: int, parts: int, monkeypatch) -> None:
+    x, kernel, g = drawn(parts, (batch, 4, 4, 64), (3, 3, 64, 64), (batch, 4, 4, 64))
+    monkeypatch.setattr(winograd, "CACHE", x.nbytes * 4 // parts)
+    assert winograd._parts(x, kernel).shape[0] == (parts if batch % parts == 0 else batch)
+    assert all(ours < 1e-6 for ours, _ in errors(x, kernel, g))
 
 
-def test_parts_add_up_in_float32(monkeypatch) -> None:
-    """In bfloat16, 257 rounds to 256: a sum of ones by one image at a time would stop there."""
-    monkeypatch.setattr(convolution, "CACHE", 0)
-    ones = (jnp.ones(shape, jnp.bfloat16) for shape in ((512, 1, 1, 8), (3, 3, 8, 1)))
-    ours, _ = gradients_of_kernel(*ones, jnp.ones((512, 1, 1, 1), jnp.bfloat16))
-    assert (ours[1, 1] == 512).all()
+@pytest.mark.parametrize(
+    ("shape", "channels", "dtype"),
+    [
+        ((1, 8, 8), (16, 64), jnp.float32),
+        ((1, 7, 8), (64, 64), jnp.float32),
+        ((1, 8, 7), (64, 64), jnp.float32),
+        ((1, 8, 8), (64, 64), jnp.bfloat16),
+    ],
+)
+def test_what_winograd_does_not_suit(shape, channels, dtype) -> None:
+    """Few channels, odd sizes and low precision are computed all the same."""
+    inputs, outputs = channels
+    x, kernel, g = drawn(0, (*shape, inputs), (3, 3, *channels), (*shape, outputs), dtype=dtype)
+    assert not winograd.suits(x, kernel)
+    assert all(ours <= 1.01 * others for ours, others in errors(x, kernel, g))

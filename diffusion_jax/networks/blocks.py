@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks.convolution import Maps, convolve
+from diffusion_jax.networks.convolution import convolve
+from diffusion_jax.networks.winograd import Maps
 from diffusion_jax.typing import Images, Key
 
 Channels = Float[Array, " channel"]
