@@ -15,7 +15,7 @@ from diffusion_jax.runs import load_config, load_model
 from experiments.flags import FLAGS, define_run, define_sampler, run, tableau
 
 define_run()
-define_sampler("25")
+define_sampler(steps="25")
 FLAGS.set_default("steps", 25)
 flags.DEFINE_boolean("guidance", False, "take the scale of guidance as a third argument")
 flags.DEFINE_enum("dtype", "float32", list(PRECISIONS), "what the network computes in")

@@ -187,7 +187,10 @@ def _draw_lines(
 
 
 def _draw_front(place: Axes, record: Record, cost: str) -> None:
-    """The Pareto front with its points' names, on a scale that is linear about zero."""
+    """The Pareto front, on a scale that is linear about zero, with the names of points on both.
+
+    In seconds, the front alone has points that are a matter of chance: what is as fast as others.
+    """
     points = record["front"][cost]
     x, y = (
         [get(p) for p in points] for get in (lambda p: _cost(p, cost), lambda p: p["KID"]["value"])
@@ -196,6 +199,8 @@ def _draw_front(place: Axes, record: Record, cost: str) -> None:
     place.set_yscale("symlog", linthresh=LINEAR)
     place.yaxis.set_major_formatter("{x:g}")
     for point, left, low in zip(points, x, y, strict=True):
+        if not all(point in front for front in record["front"].values()):
+            continue
         words = point["case"] + ("" if point["guidance"] == 1 else f" x{point['guidance']:g}")
         # Nothing lies below a front, to the left.
         where: Record = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right"}

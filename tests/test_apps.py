@@ -120,6 +120,14 @@ def drawn(app, run, folder) -> np.ndarray:
     return sampled(app, run, folder / "drawn", "--frames=none")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.stem)
+def test_every_app_explains_itself(path: Path) -> None:
+    if "__main__" in path.read_text():
+        command = [sys.executable, "-m", f"experiments.{path.stem}", "--helpshort"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert f"python -m experiments.{path.stem}" in done.stdout, done.stderr
+
+
 # ---------------------------------------------------------------------------------- training
 
 
@@ -422,7 +430,7 @@ REFUSED = {
         ("--devices=0",): r"devices=0: this machine has 2",
         ("--sampler=ddim", "--eta=2"): r"eta=2\.0: it must be in \[0, 1\]",
         ("--sampler=ddpm", "--eta=0.5"): r"sampler ddpm takes no eta: it takes variance",
-        ("--variance=posterior",): r"sampler unipc takes no variance: it takes order",
+        ("--variance=posterior",): r"sampler sa_solver takes no variance: it takes ",
         ("--n=2",): r"n=2: it must be at least 3, one image for each context",
         ("--n=0",): r"n=0: it must be at least",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
@@ -490,7 +498,7 @@ REFUSED = {
         ("--batch_size=0",): r"batch_size=0: it must be at least 1",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
         ("--steps=21",): r"steps=21: it must be in 1\.\.20",
-        ("--options=eta=1",): r"sampler unipc takes no eta: it takes order",
+        ("--options=eta=1",): r"sampler sa_solver takes no eta: it takes ",
         ("--options=eta",): r"options=eta: write them as order=3",
         ("--guidance=nan",): r"guidance=nan: it must be finite",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2\.0: this run was trained only with or",
@@ -627,14 +635,14 @@ def test_good_input_does_compile_and_write(answers, name: str, flags) -> None:
 
 
 def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) -> None:
-    record = json.loads((folder / "new" / "unipc-2.json").read_text())
+    record = json.loads((folder / "new" / "sa_solver-2.json").read_text())
     measures = record["measures"]
     assert {"KID, classifier", "Frechet, pixels", "precision", "class accuracy"} <= set(measures)
     numbers = [n for row in measures.values() for side in row.values() for n in side.values()]
     assert len(numbers) == 4 * len(measures)
     assert np.isfinite(numbers).all()
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
-    assert "class accuracy" in (folder / "new" / "unipc-2.html").read_text()
+    assert "class accuracy" in (folder / "new" / "sa_solver-2.html").read_text()
     command = [flag.replace("{}", str(folder)) for flag in COMMANDS["evaluate"]]
     out = app("experiments.evaluate", *command, f"--samples={folder}/many.npy")
     assert "classifier trained" not in out

@@ -9,11 +9,14 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.exporting import check_new, export_sampler, write_sampler
+from diffusion_jax.runs import load_model
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
 
 pytest.importorskip("flatbuffers")
 
+ROOT = Path(__file__).parent.parent
+SHIPPED = "checkpoints/sprites"
 ALONE = """
 import sys
 from pathlib import Path
@@ -44,6 +47,21 @@ def test_the_file_draws_the_same_images_alone(tmp_path, model, name: str, guidan
     for n in (1, 4):
         assert np.allclose(np.load(tmp_path / f"{n}.npy"), expected[:n], atol=1e-5)
     assert np.abs(other - expected).max() > 0.1
+
+
+def test_the_app_exports_the_projects_own_model(tmp_path) -> None:
+    """Whose layers are wide enough for Winograd's algorithm, here for any number of images."""
+    context = np.eye(5, dtype=np.float32)[[3, 0, 1, 4]]
+    np.save(tmp_path / "context.npy", context)
+    platforms = "--platforms=cpu", "--platforms=cuda"
+    command = ["-m", "experiments.export", "--steps=2", f"--to={tmp_path}/a.sampler", *platforms]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True, timeout=120)
+    model = load_model(ROOT / SHIPPED)
+    tableau = samplers.build("sa_solver", model.schedule, 2)
+    expected = sample(model, tableau, 4, context=context, seed=7).images
+    for n in (1, 4):
+        assert np.allclose(np.load(tmp_path / f"{n}.npy"), expected[:n], atol=1e-5)
 
 
 def test_a_file_that_exists_stays(tmp_path: Path) -> None:
