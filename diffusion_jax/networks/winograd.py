@@ -1,0 +1,96 @@
+"""Winograd's algorithm F(2 x 2, 3 x 3) for convolutions, and for the gradients by their kernels.
+
+Each 2 x 2 outputs come from 4 x 4 inputs by 16 products for each pair of channels, where a plain
+convolution takes 36, and with rounding errors that are no larger: Lavin & Gray (2016), "Fast
+Algorithms for Convolutional Neural Networks", section 4.1. In Y = A^T [(G k G^T) * (B^T d B)] A
+there, OUTPUT is A^T, KERNEL is G and _inputs is B^T, all of both directions at once.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+Maps = Float[Array, "batch _ _ _"]  # images whose size or channels a layer changes
+Kernel = Float[Array, "size size in_features out_features"]
+
+WORTH = 32 * 64  # pairs of channels: with fewer, transformations take longer than products
+CACHE = 4 * 2**20  # bytes of transformed images at once
+_G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+_A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
+KERNEL, OUTPUT = np.kron(_G, _G), np.kron(_A, _A).T  # (16, 9) and (4, 16), of both directions
+
+
+def suits(x: Maps, kernel: Kernel) -> bool:
+    """Whether a convolution can take this algorithm, and gains by it."""
+    _, height, width, _ = x.shape
+    even = height % 2 == width % 2 == 0
+    wide = x.dtype.itemsize >= 4  # what is transformed would not survive bfloat16
+    return kernel.shape[:2] == (3, 3) and kernel[0, 0].size >= WORTH and even and wide
+
+
+def convolve(x: Maps, kernel: Kernel) -> Maps:
+    """Convolve, zeros around the image; in parts of the batch that stay in the cache."""
+    batch, height, width, _ = x.shape
+    inputs, outputs = kernel.shape[2:]
+    kernels = _times(KERNEL, kernel).reshape(16, inputs, outputs)
+
+    def part(x: Maps) -> Maps:
+        products = jnp.einsum("tbhwi,tio->tbhwo", _inputs(x), kernels)
+        tiles = _times(OUTPUT, products).reshape(2, 2, -1, height // 2, width // 2, outputs)
+        return tiles.transpose(2, 3, 0, 4, 1, 5).reshape(-1, height, width, outputs)
+
+    return lax.map(part, _parts(x, kernel)).reshape(batch, height, width, outputs)
+
+
+def gradient_by_kernel(x: Maps, kernel: Kernel, g: Maps) -> Kernel:
+    """The adjoint: products of inputs and gradients, both transformed, summed over all tiles.
+
+    Gradients are transposed, as the products want it, before they are transformed and are larger.
+    """
+    inputs, outputs = kernel.shape[2:]
+
+    def transposed(g: Maps) -> Array:
+        batch, height, width, _ = g.shape
+        tiles = g.reshape(batch, height // 2, 2, width // 2, 2, outputs)
+        return tiles.transpose(2, 4, 5, 0, 1, 3)
+
+    def add(total: Array, part: tuple[Maps, Array]) -> tuple[Array, None]:
+        x, tiles = part
+        gradients = _times(OUTPUT.T, tiles).reshape(16, *tiles.shape[2:])
+        return total + jnp.einsum("tobhw,tbhwi->toi", gradients, _inputs(x)), None
+
+    xs = _parts(x, kernel)
+    gs = lax.map(transposed, g.reshape(*xs.shape[:2], *g.shape[1:]))
+    total, _ = lax.scan(add, jnp.zeros((16, outputs, inputs), g.dtype), (xs, gs))
+    return _times(KERNEL.T, total).reshape(3, 3, outputs, inputs).swapaxes(2, 3)
+
+
+def _parts(x: Maps, kernel: Kernel) -> Float[Array, "parts part _ _ _"]:
+    """Parts of the batch, padded by a pixel all around."""
+    batch, height, width, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    if not isinstance(batch, int):  # a symbol, in an export
+        return padded[None]
+    bytes_each = 4 * height * width * max(kernel.shape[2:]) * x.dtype.itemsize
+    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * bytes_each <= CACHE]
+    return padded.reshape(-1, max(fitting, default=1), *padded.shape[1:])
+
+
+def _inputs(x: Maps) -> Float[Array, "16 batch _ _ channel"]:
+    """All tiles of 4 x 4, which begin at every second pixel of padded images, transformed."""
+    height, width = x.shape[1] - 3, x.shape[2] - 3
+    pixels = [[x[:, i : i + height : 2, j : j + width : 2] for i in range(4)] for j in range(4)]
+    rows = zip(*(_combine(*column) for column in pixels), strict=True)
+    stacked = jnp.stack([jnp.stack(_combine(*row)) for row in rows])  # nested, or XLA joins less
+    return stacked.reshape(16, *stacked.shape[2:])
+
+
+def _combine(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array, Array, Array]:
+    """B^T of the paper, times four rows or columns."""
+    return a - c, b + c, c - b, b - d
+
+
+def _times(matrix: np.ndarray, x: Array) -> Float[Array, "rows _"]:
+    """Multiply by a matrix from the left, where the first axes of x are its columns."""
+    return jnp.asarray(matrix, x.dtype) @ x.reshape(matrix.shape[1], -1)
