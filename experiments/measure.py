@@ -212,7 +212,8 @@ class Trainer:
         self.chunk = training.train_chunk(self.config, length, devices, "pmap")
         self.flop = self._flop(length, devices)
         begin = time.perf_counter()
-        with timing.counting() as compilations, hardware.programs(devices[0]) as found:
+        counting = timing.counting()
+        with empty_cache(), counting as compilations, hardware.programs(devices[0]) as found:
             self.run(0)
         self.seconds, self.xla_seconds = time.perf_counter() - begin, compilations.seconds
         self.program = max(found, key=lambda program: program.memory)
