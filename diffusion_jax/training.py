@@ -79,48 +79,11 @@ def train_step(config: Config, length: Length) -> Callable:
     means over it. positions number the images of the whole batch, so that the noise of an image
     does not depend on the device that it is on.
     """
-    dtype = config.training.dtype
-    network = computing_in(config.network.build(axis_name=AXIS), dtype)
-    parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
-    noising = NOISINGS[config.diffusion.noising]
-    optimizer = _optimizer(config, length)
+    loss_of = _loss(config)
     augment = horizontal_flips(config.training.flips, config.data.class_names)
-    timesteps = config.diffusion.timesteps
-    schedule = config.diffusion.build()
-    draw_t = TIME_SAMPLINGS[config.training.time_sampling](schedule)
-    tables = (schedule.alpha, schedule.sigma, config.loss_weights())
-    alpha, sigma, weight = (jnp.asarray(table, jnp.float32) for table in tables)
+    optimizer = _optimizer(config, length)
 
-    def loss_of(
-        params: Any, batch_stats: Any, x0: Images, context: Context, keys: Key[Array, "batch"]
-    ) -> tuple[Array, Any]:
-        t, eps, kept = jax.vmap(draw)(keys)
-        level = Level(t, alpha[t], sigma[t])
-        level = jax.tree.map(lambda part: part[:, None, None, None], level)
-        x = noising(x0, eps, level)
-        output, updates = network.apply(
-            _variables(params, batch_stats),
-            parameterization.network_input(x, level),
-            t.astype(jnp.float32) / timesteps,
-            context * kept[:, None],
-            train=True,
-            mutable=["batch_stats"],
-        )
-        target = parameterization.target(x0, eps, level)
-        loss = mean_squared_error(output, target, weight[t])
-        return loss, updates.get("batch_stats", {})
-
-    def draw(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
-        for_t, for_eps, for_context = jax.random.split(key, 3)
-        shape = (network.height, network.height, network.in_channels)
-        kept = jax.random.bernoulli(for_context, config.training.keep_probability)
-        return (
-            draw_t(for_t),
-            jax.random.normal(for_eps, shape),
-            kept.astype(jnp.float32),
-        )
-
-    @products_in(dtype)
+    @products_in(config.training.dtype)
     def step(
         state: TrainState,
         pixels: Pixels,
@@ -153,6 +116,45 @@ def train_step(config: Config, length: Length) -> Callable:
         return after, jnp.where(finite, loss, jnp.nan)
 
     return step
+
+
+def _loss(config: Config) -> Callable:
+    """The loss (params, batch_stats, x0, context, keys) -> (loss, batch_stats after it)."""
+    network = computing_in(config.network.build(axis_name=AXIS), config.training.dtype)
+    parameterization = PARAMETERIZATIONS[config.diffusion.parameterization]
+    noising = NOISINGS[config.diffusion.noising]
+    timesteps = config.diffusion.timesteps
+    schedule = config.diffusion.build()
+    draw_t = TIME_SAMPLINGS[config.training.time_sampling](schedule)
+    tables = (schedule.alpha, schedule.sigma, config.loss_weights())
+    alpha, sigma, weight = (jnp.asarray(table, jnp.float32) for table in tables)
+
+    def draw(key: Key[Array, ""]) -> tuple[Array, Array, Array]:
+        for_t, for_eps, for_context = jax.random.split(key, 3)
+        eps = jax.random.normal(for_eps, network.image_shape)
+        kept = jax.random.bernoulli(for_context, config.training.keep_probability)
+        return draw_t(for_t), eps, kept.astype(jnp.float32)
+
+    def loss_of(
+        params: Any, batch_stats: Any, x0: Images, context: Context, keys: Key[Array, "batch"]
+    ) -> tuple[Array, Any]:
+        t, eps, kept = jax.vmap(draw)(keys)
+        level = Level(t, alpha[t], sigma[t])
+        level = jax.tree.map(lambda part: part[:, None, None, None], level)
+        x = noising(x0, eps, level)
+        output, updates = network.apply(
+            _variables(params, batch_stats),
+            parameterization.network_input(x, level),
+            t.astype(jnp.float32) / timesteps,
+            context * kept[:, None],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        target = parameterization.target(x0, eps, level)
+        loss = mean_squared_error(output, target, weight[t])
+        return loss, updates.get("batch_stats", {})
+
+    return loss_of
 
 
 def train_chunk(

@@ -77,7 +77,7 @@ class Bare:
         """Compile from shapes alone. Raises InputError if the memory does not suffice."""
         network, count = setting.model.network, len(setting.devices)
         network = network.clone(dtype=jnp.dtype(setting.dtype))
-        shape = (count, setting.batch // count, *image_shape(network))
+        shape = (count, setting.batch // count, *network.image_shape)
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         context = jax.ShapeDtypeStruct((*shape[:2], network.n_cfeat), jnp.float32)
         part = jax.tree.map(lambda whole: whole.update(shape=whole.shape[1:]), (x, context))
@@ -110,11 +110,6 @@ def check_memory(setting: Setting, needed: int) -> None:
             f"batches={setting.batch} needs about {needed / 2**30:.1f} GiB of memory of the "
             f"{free / 2**30:.1f} that are free: take up to {setting.batch * free // needed} images"
         )
-
-
-def image_shape(network: Any) -> tuple[int, int, int]:
-    """Height, width and channels of a network's images."""
-    return network.height, network.height, network.in_channels
 
 
 @contextmanager
@@ -200,7 +195,7 @@ class Trainer:
         network = self.config.network
         rng = np.random.default_rng(0)
         self.n = BATCHES * batch
-        shape = (self.n, *image_shape(network))
+        shape = (self.n, *network.image_shape)
         images = rng.integers(0, 256, shape, np.uint8)
         labels = np.eye(network.n_cfeat, dtype=np.float32)[rng.integers(0, network.n_cfeat, self.n)]
         length = Length(self.n, batch, 1000)
