@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -26,13 +26,13 @@ from diffusion_jax.runs import Model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, choose, require
+from experiments import tables
 from experiments.measure import Setting, parse_case
+from experiments.tables import Record
 
 EVALUATIONS = (3, 5, 8, 10, 15, 25, 50)  # of a sampler that is named without steps
 PART = 250  # images that are drawn at once, and stored as one file
 BAR = "{l_bar}{bar}| {elapsed}<{remaining}"
-
-Record = dict[str, Any]
 
 
 class Case(NamedTuple):
@@ -246,15 +246,12 @@ def time_points(
 
 
 def front(points: Iterable[Record], cost: str = "evaluations") -> list[Record]:
-    """The Pareto front of cost and KID: the points that nothing as cheap or cheaper reaches."""
-    chosen: list[Record] = []
-    for point in sorted(points, key=lambda p: (_cost(p, cost), p["KID"]["value"])):
-        if not chosen or point["KID"]["value"] < chosen[-1]["KID"]["value"]:
-            chosen.append(point)
-    return chosen
+    """The Pareto front of cost, "evaluations" or "seconds", and KID."""
+    return tables.front(points, lambda p: cost_of(p, cost), lambda p: p["KID"]["value"])
 
 
-def _cost(point: Record, name: str) -> float:
+def cost_of(point: Record, name: str) -> float:
+    """A point's evaluations or seconds."""
     return point["seconds"]["median"] if name == "seconds" else point[name]
 
 

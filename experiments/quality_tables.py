@@ -9,12 +9,11 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffusion_jax.evaluation import Estimate
 from diffusion_jax.pictures import write_atomically
-from experiments.quality import choose_within, difference, front
-from experiments.tables import Record, header, table
+from experiments.quality import choose_within, cost_of, difference, front
+from experiments.tables import Record, header, name_decades, table
 
 BUDGETS = (5, 10, 25, 50, 100, 1000)  # network evaluations
 FEW = 10  # evaluations that are held against DDPM at every step
@@ -149,17 +148,15 @@ def _colours(record: Record) -> dict[str, Any]:
 
 def _panel(place: Axes, record: Record, measure: str, cost: str, colours: dict[str, Any]) -> None:
     """One measure against one cost: a line for each sampler and guidance."""
-    costs = [_cost(point, cost) for point in record["points"]]
+    costs = [cost_of(point, cost) for point in record["points"]]
     place.set_xscale("log")
+    name_decades(place.xaxis)
     place.set_xlim(min(costs) / MARGIN, max(costs) * MARGIN)
     _draw_lines(place, record["points"], measure, cost, colours)
     real = Estimate(**record["real"][measure])
     place.axhline(real.value, color="black", ls=":", lw=1, label="real against real")
     place.axhspan(real.value - real.error, real.value + real.error, color="0.9", zorder=0)
     place.margins(y=0.12)
-    place.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    place.xaxis.set_major_formatter("{x:g}")
-    place.xaxis.set_minor_formatter(NullFormatter())
     place.grid(alpha=0.3)
     if measure == "KID":
         _draw_front(place, record, cost)
@@ -173,7 +170,7 @@ def _draw_lines(
     lines: dict[tuple[str, float], list[tuple[float, ...]]] = {}
     for point in points:
         line = lines.setdefault((_series(point), point["guidance"]), [])
-        line.append((_cost(point, cost), point[measure]["value"], point[measure]["error"]))
+        line.append((cost_of(point, cost), point[measure]["value"], point[measure]["error"]))
     others = "others"
     for name, scale in sorted(lines, key=lambda line: (line[0] in colours, line)):
         label = name + ("" if len(scales) == 1 else f", guidance {scale:g}")
@@ -192,9 +189,7 @@ def _draw_front(place: Axes, record: Record, cost: str) -> None:
     In seconds, the front alone has points that are a matter of chance: what is as fast as others.
     """
     points = record["front"][cost]
-    x, y = (
-        [get(p) for p in points] for get in (lambda p: _cost(p, cost), lambda p: p["KID"]["value"])
-    )
+    x, y = [cost_of(p, cost) for p in points], [p["KID"]["value"] for p in points]
     place.step(x, y, where="post", color="black", lw=1.2, alpha=0.6, label="Pareto front", zorder=1)
     place.set_yscale("symlog", linthresh=LINEAR)
     place.yaxis.set_major_formatter("{x:g}")
@@ -205,7 +200,3 @@ def _draw_front(place: Axes, record: Record, cost: str) -> None:
         # Nothing lies below a front, to the left.
         where: Record = {"xytext": (-3, -3), "textcoords": "offset points", "ha": "right"}
         place.annotate(words, (left, low), va="top", rotation=30, fontsize=8, **where)
-
-
-def _cost(point: Record, name: str) -> float:
-    return point["seconds"]["median"] if name == "seconds" else point[name]

@@ -2,15 +2,19 @@
 
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from diffusion_jax.pictures import write_atomically
 
 Record = dict[str, Any]
+T = TypeVar("T")
 HEAD = ("case", "batch", "dtype", "devices", "candidate")
 
 
@@ -121,36 +125,53 @@ def points(record: Record) -> list[Record]:
     return [row for row in record["rows"] if row.get("error") is not None]
 
 
-def front(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The Pareto front of (cost, error): what nothing cheaper reaches, by cost."""
-    chosen: list[tuple[float, float]] = []
-    for cost, error in sorted(pairs):
-        if not chosen or error < chosen[-1][1]:
-            chosen.append((cost, error))
+def front(rows: Iterable[T], cost: Callable[[T], float], error: Callable[[T], float]) -> list[T]:
+    """The Pareto front: the rows whose error nothing as cheap or cheaper reaches, by cost."""
+    chosen: list[T] = []
+    for row in sorted(rows, key=lambda row: (cost(row), error(row))):
+        if not chosen or error(row) < error(chosen[-1]):
+            chosen.append(row)
     return chosen
+
+
+def name_decades(axis: Axis) -> None:
+    """Put plain numbers at 1, 2 and 5 on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def plot(record: Record) -> bytes:
     """Error against seconds and against evaluations, with the Pareto front, as PNG."""
     rows = points(record)
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    costs = {
-        "seconds": [row["seconds"]["median"] for row in rows],
-        "network evaluations": [row["evaluations"] for row in rows],
+    costs: dict[str, Callable[[Record], float]] = {
+        "seconds": lambda row: row["seconds"]["median"],
+        "network evaluations": lambda row: row["evaluations"],
     }
-    errors = [row["error"] for row in rows]
     for place, (label, cost) in zip(axes, costs.items(), strict=True):
-        place.loglog(cost, errors, "o")
-        place.step(*zip(*front(list(zip(cost, errors, strict=True))), strict=True), where="post")
-        for x, y, row in zip(cost, errors, rows, strict=True):
-            place.annotate(row["case"], (x, y), xytext=(4, 4), textcoords="offset points")
+        best = front(rows, cost, itemgetter("error"))
+        place.step(*_places(best, cost), where="post", color="0.6", label="Pareto front")
+        place.plot(*_places(rows, cost), "o")
+        for row in rows:
+            where = cost(row), row["error"]
+            place.annotate(row["case"], where, xytext=(4, 4), textcoords="offset points")
+        place.set(xscale="log", yscale="log")
+        name_decades(place.xaxis)
+        name_decades(place.yaxis)
+        place.margins(x=0.25)  # for the names
         place.set_xlabel(label)
         place.grid(alpha=0.3)
+    axes[0].legend(loc="lower left", frameon=False)
     axes[0].set_ylabel("relative error")
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150, format="png")
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _places(rows: Sequence[Record], cost: Callable[[Record], float]) -> tuple[list[float], ...]:
+    return [cost(row) for row in rows], [row["error"] for row in rows]
 
 
 def _spread(values: Record | None, digits: int = 3) -> str:

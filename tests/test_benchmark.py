@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -200,7 +201,7 @@ def test_the_front_is_what_nothing_cheaper_reaches() -> None:
         for cost, error in pairs
         if not any(c <= cost and e <= error and (c, e) != (cost, error) for c, e in pairs)
     }
-    found = tables.front(pairs)
+    found = tables.front(pairs, itemgetter(0), itemgetter(1))
     assert set(found) == best
     assert found == sorted(found)
     assert all(a[1] > b[1] for a, b in itertools.pairwise(found))
