@@ -104,3 +104,25 @@ def test_what_winograd_does_not_suit(shape, channels, dtype) -> None:
     x, kernel, g = drawn(0, (*shape, inputs), (3, 3, *channels), (*shape, outputs), dtype=dtype)
     assert not winograd.suits(x, kernel)
     assert all(ours <= 1.01 * others for ours, others in errors(x, kernel, g))
+
+
+def gradients_of_kernel(x, kernel, g):
+    pulled = (jax.vjp(f, x, kernel)[1](g)[1] for f in (convolve, plain))
+    return (np.asarray(gradient, np.float32) for gradient in pulled)
+
+
+@pytest.mark.parametrize("batch", [12, 7])
+@pytest.mark.parametrize("parts", [1, 3, 12])
+def test_patches_in_parts_of_the_batch(batch: int, parts: int, monkeypatch) -> None:
+    x, kernel, g = drawn(parts, (batch, 4, 4, 8), (3, 3, 8, 5), (batch, 4, 4, 5))
+    monkeypatch.setattr(winograd, "CACHE", x.nbytes * 9 // parts)
+    ours, wanted = gradients_of_kernel(x, kernel, g)
+    assert np.allclose(ours, wanted, atol=1e-4)
+
+
+def test_parts_add_up_in_float32(monkeypatch) -> None:
+    """In bfloat16, 257 rounds to 256: a sum of ones by one image at a time would stop there."""
+    monkeypatch.setattr(winograd, "CACHE", 0)
+    ones = (jnp.ones(shape, jnp.bfloat16) for shape in ((512, 1, 1, 8), (3, 3, 8, 1)))
+    ours, _ = gradients_of_kernel(*ones, jnp.ones((512, 1, 1, 1), jnp.bfloat16))
+    assert (ours[1, 1] == 512).all()

@@ -15,7 +15,7 @@ Maps = Float[Array, "batch _ _ _"]  # images whose size or channels a layer chan
 Kernel = Float[Array, "size size in_features out_features"]
 
 WORTH = 32 * 64  # pairs of channels: with fewer, transformations take longer than products
-CACHE = 4 * 2**20  # bytes of transformed images at once
+CACHE = 4 * 2**20  # bytes of what is made of images at once
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 KERNEL, OUTPUT = np.kron(_G, _G), np.kron(_A, _A).T  # (16, 9) and (4, 16), of both directions
@@ -73,8 +73,13 @@ def _parts(x: Maps, kernel: Kernel) -> Float[Array, "parts part _ _ _"]:
     if not isinstance(batch, int):  # a symbol, in an export
         return padded[None]
     bytes_each = 4 * height * width * max(kernel.shape[2:]) * x.dtype.itemsize
-    fitting = [n for n in range(1, batch + 1) if batch % n == 0 and n * bytes_each <= CACHE]
-    return padded.reshape(-1, max(fitting, default=1), *padded.shape[1:])
+    return padded.reshape(-1, fitting(batch, bytes_each), *padded.shape[1:])
+
+
+def fitting(batch: int, bytes_each: int) -> int:
+    """The largest divisor of batch that fits the cache, images needing so many bytes each."""
+    divisors = (n for n in range(1, batch + 1) if batch % n == 0)
+    return max((n for n in divisors if n * bytes_each <= CACHE), default=1)
 
 
 def _inputs(x: Maps) -> Float[Array, "16 batch _ _ channel"]:
