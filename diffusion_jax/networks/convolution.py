@@ -63,7 +63,7 @@ def _gradients_on_cpu(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
 
 
 def _over_batch(x: Maps, g: Maps, size: int) -> Kernel:
-    """Convolve x by g over the batch. Its sums depend on the number of XLA's threads."""
+    """Convolve x by g over the batch. With other devices in a process, its sums round otherwise."""
     pad = size // 2
     return _correlate(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), pad).transpose(1, 2, 0, 3)
 
