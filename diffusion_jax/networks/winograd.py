@@ -1,7 +1,7 @@
 """Winograd's algorithm F(2 x 2, 3 x 3) for convolutions, and for the gradients by their kernels.
 
 Each 2 x 2 outputs come from 4 x 4 inputs by 16 products for each pair of channels, where a plain
-convolution takes 36, and with rounding errors that are no larger: Lavin & Gray (2016), "Fast
+convolution takes 36, and with rounding errors of the same size: Lavin & Gray (2016), "Fast
 Algorithms for Convolutional Neural Networks", section 4.1. In Y = A^T [(G k G^T) * (B^T d B)] A
 there, OUTPUT is A^T, KERNEL is G and _inputs is B^T, all of both directions at once.
 """
