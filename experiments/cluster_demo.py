@@ -64,7 +64,7 @@ def start(
     ]
 
 
-def finish(processes: Sequence[subprocess.Popen], timeout: float = 300) -> list[tuple[int, str]]:
+def finish(processes: Sequence[subprocess.Popen], timeout: float = 1800) -> list[tuple[int, str]]:
     """The exit code and the output of each process. None is left behind."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]

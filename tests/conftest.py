@@ -17,6 +17,8 @@ install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
 FAULTS: Counter[str] = Counter()  # injected by the slow tests of faults; what was wrong: WRONG ...
 
+HANGS = 1800  # seconds after which a process counts as hanging: a slow machine needs many
+
 LONG = ("test_apps.py", "test_training.py", "test_faults.py", "test_trust.py")
 
 

@@ -22,6 +22,7 @@ from diffusion_jax import checkpoints, evaluation, samplers
 from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import load_config, load_model, save_model
 from diffusion_jax.sampling import sample
+from tests.conftest import HANGS
 
 ROOT = Path(__file__).parent.parent
 N, T = 20, 20
@@ -88,7 +89,7 @@ def app(folder):
     def run(*args: str, code: int = 0, start=("-m",), text: str = "") -> str:
         done = subprocess.run(
             [sys.executable, *start, *args], cwd=ROOT, env=env, input=text, capture_output=True,
-            text=True, timeout=300, check=False,
+            text=True, timeout=HANGS, check=False,
         )  # fmt: skip
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout
@@ -124,7 +125,7 @@ def drawn(app, run, folder) -> np.ndarray:
 def test_every_app_explains_itself(path: Path) -> None:
     if "__main__" in path.read_text():
         command = [sys.executable, "-m", f"experiments.{path.stem}", "--helpshort"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
         assert f"python -m experiments.{path.stem}" in done.stdout, done.stderr
 
 

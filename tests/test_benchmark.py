@@ -23,6 +23,7 @@ from diffusion_jax.runs import Model, init_variables, save_model
 from diffusion_jax.typing import InputError
 from experiments import measure, tables
 from experiments.measure import Bare, Setting
+from tests.conftest import HANGS
 
 CASE = "--samplers=ddim:5"
 ROOT = Path(__file__).parent.parent
@@ -217,7 +218,7 @@ def benchmark(*flags: str) -> subprocess.CompletedProcess:
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
         check=False,
     )
 

@@ -12,6 +12,7 @@ from diffusion_jax.exporting import check_new, export_sampler, write_sampler
 from diffusion_jax.runs import load_model
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
+from tests.conftest import HANGS
 
 pytest.importorskip("flatbuffers")
 
@@ -41,7 +42,7 @@ def test_the_file_draws_the_same_images_alone(tmp_path, model, name: str, guidan
     sampler = export_sampler(model, tableau, guidance=guidance is not None)
     write_sampler(tmp_path / "a.sampler", sampler)
     command = [sys.executable, "-c", ALONE, str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path, check=True, timeout=120)
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=HANGS)
     expected = sample(model, tableau, 4, context=context, guidance=guidance, seed=7).images
     other = sample(model, tableau, 4, context=context, guidance=guidance, seed=8).images
     for n in (1, 4):
@@ -55,8 +56,8 @@ def test_the_app_exports_the_projects_own_model(tmp_path) -> None:
     np.save(tmp_path / "context.npy", context)
     platforms = "--platforms=cpu", "--platforms=cuda"
     command = ["-m", "experiments.export", "--steps=2", f"--to={tmp_path}/a.sampler", *platforms]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=120)
-    subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=HANGS)
+    subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True, timeout=HANGS)
     model = load_model(ROOT / SHIPPED)
     tableau = samplers.build("sa_solver", model.schedule, 2)
     expected = sample(model, tableau, 4, context=context, seed=7).images

@@ -16,6 +16,7 @@ from diffusion_jax import checkpoints, metrics, parallel
 from diffusion_jax.runs import load_model
 from diffusion_jax.typing import InputError
 from experiments.cluster_demo import TRAINING, finish, start
+from tests.conftest import HANGS
 
 ROOT = Path(__file__).parent.parent
 
@@ -88,7 +89,7 @@ def training(tmp_path) -> Iterator[list[subprocess.Popen]]:
     """Two processes that train, with a checkpoint behind them."""
     jobs = begin(tmp_path, LONG, LONG)
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + HANGS
         while not list(tmp_path.glob("run/state/*/manifest.json")):
             assert time.monotonic() < deadline, "training does not begin"
             assert all(job.poll() is None for job in jobs), [job.communicate() for job in jobs]
@@ -121,11 +122,11 @@ def test_an_error_of_one_process_ends_both(tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("victim", "how"), [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
-def test_a_lost_process_ends_the_job_within_a_minute(training, victim: int, how: int) -> None:
+def test_a_lost_process_ends_the_job(training, victim: int, how: int) -> None:
     os.kill(training[victim].pid, how)
     lost = time.monotonic()
-    output = training[1 - victim].communicate(timeout=60)[0]
-    assert time.monotonic() - lost < 60
+    output = training[1 - victim].communicate(timeout=HANGS)[0]
+    assert time.monotonic() - lost < 100, "JAX's own patience"
     assert training[1 - victim].returncode not in (0, 2)
     assert any(words in output for words in ("another one was lost", "another task died")), output
 
@@ -137,7 +138,7 @@ def test_a_signal_to_any_process_ends_all_with_a_checkpoint(
 ) -> None:
     for process in told:
         training[process].send_signal(number)
-    outputs = [job.communicate(timeout=60)[0] for job in training]
+    outputs = [job.communicate(timeout=HANGS)[0] for job in training]
     assert [job.returncode for job in training] == [128 + number] * 2, outputs
     newest = checkpoints.newest(tmp_path / "run")
     said = f"{signal.Signals(number).name}: {tmp_path}/run/state/{newest} is the last checkpoint"
@@ -149,9 +150,9 @@ def test_a_signal_to_any_process_ends_all_with_a_checkpoint(
 def test_a_second_signal_ends_all_at_once_and_leaves_a_whole_checkpoint(training, tmp_path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         training[0].send_signal(number)
-    training[0].communicate(timeout=5)
+    assert "is the last checkpoint" not in training[0].communicate(timeout=HANGS)[0]
     assert training[0].returncode in (128 + signal.SIGTERM, 128 + signal.SIGINT)
-    output = training[1].communicate(timeout=60)[0]
+    output = training[1].communicate(timeout=HANGS)[0]
     assert training[1].returncode not in (0, 2)
     assert any(words in output for words in ("another one was lost", "another task died")), output
     load_model(tmp_path / "run", checkpoints.newest(tmp_path / "run"))
@@ -160,6 +161,6 @@ def test_a_second_signal_ends_all_at_once_and_leaves_a_whole_checkpoint(training
 @pytest.mark.slow
 def test_the_demo_shows_that_processes_change_nothing(tmp_path) -> None:
     command = [sys.executable, "-m", "experiments.cluster_demo", f"--out={tmp_path / 'demo'}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("losses differ by") == 3

@@ -22,6 +22,7 @@ from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import load_model, reconstruct, variable_shapes
 from diffusion_jax.typing import InputError, RunWarning
+from tests.conftest import HANGS
 
 CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
 STEPS = (3, 7, 20)
@@ -183,7 +184,7 @@ def mounted(folder: Path, options: str, *command: str) -> subprocess.CompletedPr
     folder.mkdir()
     script = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
     words = ["unshare", "-rm", "sh", "-c", script, options, str(folder), *command]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +256,7 @@ from pathlib import Path
 from diffusion_jax.locks import only_writer
 with only_writer(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(100)
+    time.sleep(1800)
 """
 
 
@@ -323,7 +324,7 @@ with on_signals() as request:
 
 def test_the_first_signal_asks_and_the_second_ends_at_once() -> None:
     command = [sys.executable, "-c", TWICE]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGS)
     assert (done.returncode, done.stdout) == (130, "SIGTERM\n"), done.stderr
 
 
@@ -331,7 +332,7 @@ def test_handlers_are_as_before_after_a_signal() -> None:
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
     with stopping.on_signals() as request:
         signal.raise_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANGS
         while request.by is None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert request.by == signal.SIGTERM
