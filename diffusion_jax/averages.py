@@ -43,7 +43,7 @@ def check(sigma_rel: float, name: str = "sigma_rel") -> None:
 def power(sigma_rel: float) -> float:
     """gamma: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)), the variance of s / t."""
     inverse = sigma_rel**-2
-    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+    return float(max(np.roots([1, 7, 16 - inverse, 12 - inverse]).real))
 
 
 def _exponential(step: Array, decay: float, sigma_rel: float) -> Array:

@@ -246,8 +246,9 @@ def log(folder: Path, manager: Any, chunk: Chunk, step: int, length: Length, bar
         return
     finite = np.isfinite(chunk.losses)
     if FLAGS.on_nan == "stop" and not finite.all():
+        bad = step - count + 1 + np.argmin(finite)
         raise InputError(
-            f"the loss or its gradient is not finite in step {step - count + 1 + finite.argmin()}: "
+            f"the loss or its gradient is not finite in step {bad}: "
             "try a lower --learning_rate, --grad_clip=1 or --on_nan=skip; "
             f"{stands(folder, manager)}"
         )

@@ -27,7 +27,7 @@ LEAVES = {
 }
 # Kernels: OIHW -> HWIO; transposed convolutions: IOHW -> HWOI; linear layers: OI -> IO.
 TO_FLAX = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
-KINDS = {
+KINDS: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8},
 }

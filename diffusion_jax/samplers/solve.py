@@ -1,5 +1,8 @@
 """The one loop: runs any tableau, of any number of rows, in one executable."""
 
+from functools import reduce
+from operator import add
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +44,7 @@ def solve(
     """
 
     def combine(weights: Array, held: tuple[Array, ...]) -> Images:
-        return sum(weight * part for weight, part in zip(weights, held, strict=True))
+        return reduce(add, (weight * part for weight, part in zip(weights, held, strict=True)))
 
     def run_row(row: Array, carry: tuple) -> tuple:
         (x, *registers), kept = carry
