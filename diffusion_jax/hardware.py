@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from diffusion_jax.parallel import data_parallel, replicate, scatter
+from diffusion_jax.precisions import PRECISIONS, products_in
 from diffusion_jax.timing import seconds_of
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
@@ -28,7 +29,10 @@ class Peaks(NamedTuple):
 
 
 def peaks(devices: Sequence[jax.Device], dtype: str = "float32") -> Peaks:
-    """The fastest of RUNS runs of each, on all devices at once, where FLOP is 2 a product."""
+    """The fastest of RUNS runs of each, on all devices at once, where FLOP is 2 a product.
+
+    dtype: a name in precisions.PRECISIONS.
+    """
     on_cpu = devices[0].platform == "cpu"
     n, batch, side, channels = (2048, 16, 32, 128) if on_cpu else (8192, 256, 64, 256)
     layout = ("NHWC", "HWIO", "NHWC")
@@ -49,8 +53,9 @@ def _fastest(
     fn: Callable, one: tuple, two: tuple, devices: Sequence[jax.Device], dtype: str
 ) -> float:
     """The seconds of fn on arrays of these shapes, the second of which all devices share."""
-    run = data_parallel(fn, (0, None), 0, devices=devices)
-    x, y = (np.full(shape, 0.5, jnp.dtype(dtype)) for shape in ((len(devices), *one), two))
+    run = data_parallel(products_in(dtype)(fn), (0, None), 0, devices=devices)
+    kind = PRECISIONS[dtype].dtype
+    x, y = (np.full(shape, 0.5, kind) for shape in ((len(devices), *one), two))
     args = scatter(x, devices), replicate(y, devices)
     jax.block_until_ready(run(*args))
     return min(seconds_of(lambda: run(*args)) for _ in range(RUNS))

@@ -16,6 +16,7 @@ import datetime
 import os
 import platform
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -29,9 +30,10 @@ from tqdm import tqdm
 
 from diffusion_jax import hardware, parallel, timing
 from diffusion_jax.config import Config, at_least
+from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, init_variables, load_config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
-from diffusion_jax.typing import InputError, require
+from diffusion_jax.typing import InputError, choose, require
 from experiments import quality, quality_tables, tables
 from experiments.flags import (
     FLAGS,
@@ -47,7 +49,6 @@ from experiments.measure import (
     Bare,
     Setting,
     Trainer,
-    check_dtype,
     compile_program,
     count_sweep,
     parse_case,
@@ -58,6 +59,7 @@ DEFAULT = ("ddpm:500", "ddim:25", "unipc:10")  # samplers
 OURS, BARE = "diffusion_jax", "bare passes"
 PASSES = 10  # bare forward passes in a run
 PEERS = ("torch",)
+PEER_DTYPES = ("float32", "tf32")  # one of them in a process
 STEPS = 2  # training steps in a run
 BAR = "{l_bar}{bar}| {elapsed}<{remaining}"  # it counts seconds
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
@@ -74,11 +76,14 @@ flags.DEFINE_list(
     f"{', '.join(map(str, quality.EVALUATIONS))} network evaluations",
 )
 flags.DEFINE_list("batches", ["32"], "images at once")
-flags.DEFINE_list("dtypes", ["float32"], "what the network computes in")
+flags.DEFINE_list("dtypes", ["float32"], f"what the network computes in: {', '.join(PRECISIONS)}")
 flags.DEFINE_list("device_counts", [], "numbers of devices; by default all that divide the batch")
 flags.DEFINE_integer("repeats", 20, "runs of each candidate; with --quality, at most 3")
 flags.DEFINE_string(
-    "budget", None, "time for all runs, such as 150s or 5min: fewer repeats, at least 3, to fit"
+    "budget",
+    None,
+    "time for everything, such as 150s or 5min: fewer repeats, at least 3, to fit; where these do "
+    "not, a line before the runs says so",
 )
 flags.DEFINE_boolean("training", False, "time training too, in batches of --batch_size")
 flags.DEFINE_boolean("sweep", True, "count the compilations of all samplers at many steps")
@@ -108,24 +113,26 @@ class Group(NamedTuple):
 
 def main() -> None:
     """Check all flags, measure, and write the results."""
+    begin = time.monotonic()
     at_least("repeats", FLAGS.repeats, 1)
     budget = parse_budget(FLAGS.budget)
-    check_against()
     for dtype in FLAGS.dtypes:
-        check_dtype(dtype)
+        choose(PRECISIONS, "dtypes", dtype)
     named = FLAGS.run or (SHIPPED if FLAGS.quality else None)
     chosen = load_config(Path(named)) if named else config()
     schedule = chosen.diffusion.build()
+    check_against(chosen)
     if FLAGS.quality:
         measure_quality(chosen)
         return
     cases = {word: parse_case(word, schedule) for word in FLAGS.samplers or DEFAULT}
     if FLAGS.training:
         parallel.choose_devices(config().training.batch_size, FLAGS.devices)
-    settings = parse_settings(load_model(FLAGS.run) if FLAGS.run else untrained(chosen))
-    model, devices = settings[0].model, settings[0].devices
+    programs = parse_programs()
     out = results_folder()
-    print(f"{describe(devices)}; results go to {out}")
+    print(f"{describe(programs[0][2])}; results go to {out}", flush=True)
+    model = load_model(FLAGS.run) if FLAGS.run else untrained(chosen)
+    settings = [Setting(model, *program) for program in programs]
     record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
     record |= {"peers": [], "alone": []}
     bare = [Bare(setting) for setting in settings]  # which checks the memory, before anything runs
@@ -138,13 +145,14 @@ def main() -> None:
     if FLAGS.training:
         groups.append(training_group(model, record))
     record["peaks"] = {
-        dtype: hardware.peaks(jax.local_devices(), dtype)._asdict() for dtype in FLAGS.dtypes
+        dtype: hardware.peaks(jax.local_devices(), dtype)._asdict()
+        for dtype in {group.words["dtype"]: None for group in groups}
     }
-    record["rows"] = run_groups(groups, budget, record)
-    if FLAGS.run:
-        add_errors(settings, cases, record)
+    errors = [solver_errors(setting, cases) if FLAGS.run else {} for setting in settings]
     if FLAGS.sweep:
         record["sweep"] = count_sweep(settings[0])
+    record["rows"] = run_groups(groups, begin, budget, record)
+    add_errors(settings, errors, record)
     for path in tables.write(out, record):
         print(f"written: {path}")
 
@@ -192,15 +200,15 @@ def parse_budget(text: str | None) -> float | None:
     return float(found[1]) * UNITS[found[2]]
 
 
-def parse_settings(model: Model) -> list[Setting]:
+def parse_programs() -> list[tuple[int, str, tuple[jax.Device, ...]]]:
     """Every batch, dtype and number of devices that is asked for."""
-    settings = []
+    programs = []
     for batch in integers("batches"):
         for count in integers("device_counts") or [FLAGS.devices]:
             devices = tuple(parallel.choose_devices(batch, count))
-            settings += [Setting(model, batch, dtype, devices) for dtype in FLAGS.dtypes]
-    require(settings, "batches and dtypes: give at least one of each")
-    return settings
+            programs += [(batch, dtype, devices) for dtype in FLAGS.dtypes]
+    require(programs, "batches and dtypes: give at least one of each")
+    return programs
 
 
 def integers(flag: str) -> list[int]:
@@ -211,10 +219,12 @@ def integers(flag: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def check_against() -> None:
-    """Raise InputError for a peer that is unknown or not installed."""
+def check_against(chosen: Config) -> None:
+    """Raise InputError for a peer that is unknown, not installed or asked for two precisions."""
     for name in FLAGS.against:
         require(name in PEERS, f"against={name}: choose from {', '.join(PEERS)}")
+        both = {*FLAGS.dtypes, chosen.training.dtype if FLAGS.training else ""} >= {*PEER_DTYPES}
+        require(not both, "against=torch: choose one of float32 and tf32, for training too")
         if find_spec("torch") is None:
             raise InputError("against=torch: PyTorch is not installed: pip install '.[peers]'")
 
@@ -269,7 +279,7 @@ def sampling_groups(
 ) -> list[Group]:
     """Bare passes and each sampler, ours and the peers', compiled and run once for a moment."""
     each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
-    peers = torch_peers(setting.model, setting.batch, setting.devices, record)
+    peers = torch_peers(*setting, record)
     words = {"case": "network"} | setting.words
     candidates = {BARE: partial(bare.run, PASSES)} | (peers.passes(PASSES) if peers else {})
     if peers:
@@ -278,11 +288,11 @@ def sampling_groups(
         record["notes"] += peers.notes
     groups = [group(words, candidates, dict.fromkeys(candidates, PASSES), bare, each)]
     for word, tableau in cases.items():
-        name, steps = word.split(":")
+        name, steps, *options = word.split(":")
         setting.draw(tableau, rows=2)
         candidates = {OURS: partial(setting.draw, tableau), BARE: partial(bare.run, PASSES)}
         units = {OURS: tableau.rows, BARE: PASSES}
-        if peers and setting.dtype == "float32":
+        if peers and not options:
             for loop in peers.samplers(name, int(steps), rows=2).values():
                 loop()
             loops = peers.samplers(name, int(steps))
@@ -306,16 +316,16 @@ def group(
 
 
 def torch_peers(
-    model: Model, batch: int, devices: Sequence[jax.Device], record: dict[str, Any]
+    model: Model, batch: int, dtype: str, devices: Sequence[jax.Device], record: dict[str, Any]
 ) -> Any:
     """PyTorch's side, on as many cores, or None."""
-    if "torch" not in FLAGS.against:
+    if "torch" not in FLAGS.against or dtype not in PEER_DTYPES:
         return None
     from experiments.peers.torch_peers import TorchPeers
 
     on_cpu = devices[0].platform == "cpu"
     threads = len(devices) if on_cpu else len(os.sched_getaffinity(0))
-    peers = TorchPeers(model, batch, threads, cuda=not on_cpu)
+    peers = TorchPeers(model, batch, threads, cuda=not on_cpu, tf32=dtype == "tf32")
     record["notes"].append(f"torch: {peers.device}, {threads} threads, {peers.format}")
     return peers
 
@@ -341,11 +351,12 @@ def training_group(model: Model, record: dict[str, Any]) -> Group:
     """Training steps, ours and the peers'."""
     batch = config().training.batch_size
     devices = parallel.choose_devices(batch, FLAGS.devices)
-    words = {"case": "training", "batch": batch, "dtype": "float32", "devices": len(devices)}
+    dtype = model.config.training.dtype
+    words = {"case": "training", "batch": batch, "dtype": dtype, "devices": len(devices)}
     trainer = Trainer(model.config, batch, devices)
     record["training"] = trainer.record()
     candidates: dict[str, Callable[[], Any]] = {OURS: partial(trainer.run, STEPS)}
-    if peers := torch_peers(model, batch, devices, record):
+    if peers := torch_peers(model, batch, dtype, devices, record):
         steps = peers.training()
         candidates |= {name: partial(peer.run, STEPS) for name, peer in steps.items()}
         record["peers"] += compiled(words, "training", steps)
@@ -356,19 +367,22 @@ def training_group(model: Model, record: dict[str, Any]) -> Group:
 
 
 def run_groups(
-    groups: list[Group], budget: float | None, record: dict[str, Any]
+    groups: list[Group], begin: float, budget: float | None, record: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Time all groups, with a bar in seconds; a row for each candidate."""
+    """Time all groups, with a bar in seconds; a row for each candidate.
+
+    budget: seconds from begin, of which compilation has taken some; None is no bound.
+    """
     each = {str(place): group.seconds for place, group in enumerate(groups)}
-    planned = timing.rounds(each, FLAGS.repeats, budget)
+    planned = plan(each, begin, budget)
     total = sum(planned[place] * seconds for place, seconds in each.items())
-    print(f"about {total:.0f} s of runs", flush=True)
+    print(estimate(groups, total, time.monotonic() - begin, budget), flush=True)
     rows = []
     with tqdm(total=total, bar_format=BAR) as bar:
         for place, group in enumerate(groups):
             bar.set_description(group.words["case"])
-            count = planned[str(place)]
-            share = None if budget is None else count * group.seconds
+            count = plan(each, begin, budget)[str(place)]
+            share = None if budget is None else count * each.pop(str(place))
             seconds = timing.interleave(group.candidates, count, share, partial(advance, bar))
             rows += rows_of(group, seconds, record["peaks"][group.words["dtype"]])
             done = len(next(iter(seconds.values())))
@@ -376,6 +390,25 @@ def run_groups(
                 note = f"{group.words['case']}: {done} runs of {FLAGS.repeats}, by the budget"
                 record["notes"].append(note)
     return rows
+
+
+def plan(each: dict[str, float], begin: float, budget: float | None) -> dict[str, int]:
+    """How many rounds of each group are left room for by what is left of the budget."""
+    left = None if budget is None else max(budget + begin - time.monotonic(), 0.0)
+    return timing.rounds(each, FLAGS.repeats, left)
+
+
+def estimate(groups: list[Group], total: float, spent: float, budget: float | None) -> str:
+    """What the runs will take; why the budget does not hold, if it does not."""
+    words = f"{spent:.0f} s until here, compilation included; about {total:.0f} s of runs"
+    if budget is None or spent + total <= budget:
+        return words
+    longest = max(groups, key=lambda group: group.seconds)
+    return (
+        f"{words}: the {budget:.0f} s of the budget do not suffice, since each candidate has at "
+        f"least {min(timing.LEAST, FLAGS.repeats)} runs; a round of {longest.words['case']} alone "
+        f"takes {longest.seconds:.0f} s"
+    )
 
 
 def advance(bar: tqdm, seconds: float) -> None:
@@ -413,13 +446,12 @@ def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> l
     return rows
 
 
-def add_errors(settings: list[Setting], cases: dict[str, Tableau], record: dict[str, Any]) -> None:
+def add_errors(settings: list[Setting], errors: list[dict], record: dict[str, Any]) -> None:
     """Each sampler's distance to a fine solution, into its row."""
-    for setting in settings:
-        errors = solver_errors(setting, cases)
+    for setting, found in zip(settings, errors, strict=True):
         for row in record["rows"]:
             if row["candidate"] == OURS and row.items() >= setting.words.items():
-                row["error"] = errors.get(row["case"])
+                row["error"] = found.get(row["case"])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the benchmark measures of this library: programs, samplers and training."""
 
-import inspect
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from diffusion_jax import hardware, parallel, samplers, timing, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
+from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers.tableau import XI, Tableau
 from diffusion_jax.sampling import sample
@@ -22,7 +22,6 @@ from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, choose, require
 from experiments.flags import options
 
-DTYPES = ("float32", "bfloat16", "float16")
 STATES = 8  # images that sampling holds beside a network pass: the state, a prediction, registers
 SWEEP = (1, 2, 3, 10, 25, 50, 100, 333, 500, 1000)
 BATCHES = 8  # of training images, in the data set that training is timed on
@@ -38,9 +37,8 @@ class Setting(NamedTuple):
 
     def draw(self, tableau: Tableau, **options: Any) -> np.ndarray:
         """Sample a batch."""
-        if self.dtype != "float32":
-            options["dtype"] = jnp.dtype(self.dtype)
-        return sample(self.model, tableau, self.batch, devices=self.devices, **options).images
+        options |= {"devices": self.devices, "dtype": self.dtype}
+        return sample(self.model, tableau, self.batch, **options).images
 
     @property
     def words(self) -> dict[str, Any]:
@@ -62,30 +60,20 @@ def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
     return samplers.build(name, schedule, int(steps), *grid[-1:], **given)
 
 
-def check_dtype(dtype: str) -> None:
-    """Raise InputError for a dtype that is none, or that sampling does not compute in."""
-    if dtype not in DTYPES:
-        raise InputError(f"dtypes={dtype}: choose from {', '.join(DTYPES)}")
-    if dtype != "float32" and "dtype" not in inspect.signature(sample).parameters:
-        raise InputError(f"dtypes={dtype}: this version samples in float32 alone")
-
-
 class Bare:
     """Forward passes of a setting's network, compiled by themselves: what a loop can reach."""
 
     def __init__(self, setting: Setting) -> None:
         """Compile from shapes alone. Raises InputError if the memory does not suffice."""
-        network, count = setting.model.network, len(setting.devices)
-        network = network.clone(dtype=jnp.dtype(setting.dtype))
+        network, count = computing_in(setting.model.network, setting.dtype), len(setting.devices)
+        forward = products_in(setting.dtype)(network.apply)
         shape = (count, setting.batch // count, *network.image_shape)
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         context = jax.ShapeDtypeStruct((*shape[:2], network.n_cfeat), jnp.float32)
         part = jax.tree.map(lambda whole: whole.update(shape=whole.shape[1:]), (x, context))
-        counted = hardware.flop(network.apply, setting.model.variables, part[0], 0.5, part[1])
+        counted = hardware.flop(forward, setting.model.variables, part[0], 0.5, part[1])
         self.flop = count * counted  # of the whole batch
-        apply = parallel.data_parallel(
-            network.apply, (None, 0, None, 0), 0, devices=setting.devices
-        )
+        apply = parallel.data_parallel(forward, (None, 0, None, 0), 0, devices=setting.devices)
         lowered = apply.lower(setting.model.variables, x, np.float32(0.5), context)
         self.compiled = lowered.compile()
         check_memory(setting, hardware.memory(self.compiled) + STATES * 4 * x.size // count)
@@ -232,7 +220,7 @@ class Trainer:
         """What the program costs before its first step, and what it needs."""
         return {
             "batch": self.config.training.batch_size,
-            "dtype": "float32",
+            "dtype": self.config.training.dtype,
             "devices": len(self.order),
             "cold": {"seconds": self.seconds, "xla_seconds": self.xla_seconds},
             "flop_per_pass": self.flop,

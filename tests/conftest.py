@@ -1,5 +1,9 @@
 """All tests: 8 CPU devices, strict promotion of types, shapes checked, warnings as errors."""
 
+import atexit
+import os
+import shutil
+import tempfile
 from collections import Counter
 from typing import Any
 
@@ -14,10 +18,13 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # for the apps, of all processes that test
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
 FAULTS: Counter[str] = Counter()  # injected by the slow tests of faults; what was wrong: WRONG ...
-
-HANGS = 1800  # seconds after which a process counts as hanging: a slow machine needs many
 
 LONG = ("test_apps.py", "test_training.py", "test_faults.py", "test_trust.py")
 

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
-import subprocess
-import sys
+import re
 import time
 from operator import itemgetter
 from pathlib import Path
@@ -19,14 +17,14 @@ from diffusion_jax import hardware, samplers, timing, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import AXIS, data_parallel
+from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, init_variables, save_model
 from diffusion_jax.typing import InputError
 from experiments import measure, tables
 from experiments.measure import Bare, Setting
-from tests.conftest import HANGS
+from tests.processes import Done, run_app
 
 CASE = "--samplers=ddim:5"
-ROOT = Path(__file__).parent.parent
 SMALL = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
 
 
@@ -40,8 +38,8 @@ def model() -> Model:
     return model_of(SMALL)
 
 
-def setting_of(model: Model, count: int, batch: int = 8) -> Setting:
-    return Setting(model, batch, "float32", tuple(jax.devices()[:count]))
+def setting_of(model: Model, count: int, batch: int = 8, dtype: str = "float32") -> Setting:
+    return Setting(model, batch, dtype, tuple(jax.devices()[:count]))
 
 
 # ------------------------------------------------------------------------------------- the clock
@@ -111,9 +109,22 @@ def test_a_pass_is_the_network(model) -> None:
     assert np.allclose(np.asarray(out).reshape(x.shape), expected, atol=1e-5)
 
 
-def test_peaks_are_of_this_machine() -> None:
+def test_a_pass_computes_in_the_dtype_of_its_setting(model) -> None:
+    """As sampling does; without products of TF32, a CPU computes in float32."""
+    passes = {}
+    for dtype in PRECISIONS:
+        bare = Bare(setting_of(model, 1, dtype=dtype))
+        passes[dtype] = np.asarray(bare.run(1)[0], np.float32)
+        assert ("bf16" in bare.compiled.as_text()) == (dtype == "bfloat16")
+    assert np.array_equal(passes["float32"], passes["tf32"])
+    worst = np.abs(passes["bfloat16"] - passes["float32"]).max() / np.abs(passes["float32"]).max()
+    assert 1e-5 < worst < 0.05
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_peaks_are_of_this_machine(dtype: str) -> None:
     """Below any machine's limit, above a machine from before JAX."""
-    peaks = hardware.peaks(jax.devices()[:1])
+    peaks = hardware.peaks(jax.devices()[:1], dtype)
     assert all(1e8 < peak < 1e16 for peak in peaks)
 
 
@@ -211,33 +222,29 @@ def test_the_front_is_what_nothing_cheaper_reaches() -> None:
 # ----------------------------------------------------------------------------------------- the app
 
 
-def benchmark(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.benchmark", "--n_feat=8", "--timesteps=20", *flags],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-        check=False,
-    )
+def benchmark(*flags: str) -> Done:
+    return run_app("experiments.benchmark", "--n_feat=8", "--timesteps=20", *flags)
 
 
 def test_the_app_writes_its_results(tmp_path: Path) -> None:
     out = tmp_path / "new"
-    cases = ("--samplers=ddpm:20,heun:5", "--batches=2", "--device_counts=2", "--cpu_devices=2")
-    done = benchmark(*cases, "--repeats=4", "--budget=0.1s", "--nosweep", f"--out={out}")
+    cases = ("--samplers=ddpm:20,heun:5:grid=leading", "--batches=2", "--cpu_devices=2")
+    flags = ("--dtypes=bfloat16", "--repeats=4", "--budget=0.1s", "--nosweep", f"--out={out}")
+    done = benchmark(*cases, *flags)
     assert done.returncode == 0, done.stderr
+    said = r"compilation included; about \d+ s of runs: the 0 s of the budget do not suffice, since"
+    assert re.search(rf"{said} each candidate has at least 3 runs; a round of ddpm:20", done.stdout)
     record = json.loads((out / "results.json").read_text())
     ours = [row for row in record["rows"] if row["candidate"] == "diffusion_jax"]
     assert [(row["case"], row["devices"], row["evaluations"]) for row in ours] == [
-        *(("ddpm:20", 2, 20), ("heun:5", 2, 9))
+        *(("ddpm:20", 2, 20), ("heun:5:grid=leading", 2, 9))
     ]
     for row in ours:
         seconds = row["seconds"]["median"]
         assert row["images_per_second"] == pytest.approx(2 / seconds)
         flop = record["programs"][0]["flop_per_pass"] * row["evaluations"]
-        peak = record["peaks"]["float32"]["matmul"]
+        peak = record["peaks"]["bfloat16"]["matmul"]
+        assert (row["dtype"], row["runs"]) == ("bfloat16", 3)
         assert row["of_matmul"] == pytest.approx(flop / seconds / peak, rel=0.05)
     assert record["about"]["flags"]["repeats"] == 4
     assert (out / "results.md").read_text().strip() in done.stdout
@@ -269,15 +276,19 @@ def test_the_app_measures_quality(model, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--quality", "--samplers=ddmi"], "samplers='ddmi' is unknown: choose from ddpm"),
-        (["--quality", "--n=99"], "n=99: it must be at least 100"),
-        (["--quality", "--real_n=9"], "real_n=9: it must be at least 100"),
-        (["--quality", "--guidance_scales=x"], "guidance_scales=x: they must be finite numbers"),
-        (["--quality", "--batches=2,4"], "with --quality, give one of each"),
-        (["--quality", "--run=none"], "run='none': there is no such folder"),
+        (["--quality", CASE, "--n=99"], "n=99: it must be at least 100"),
+        (["--quality", CASE, "--real_n=9"], "real_n=9: it must be at least 100"),
+        (
+            ["--quality", CASE, "--guidance_scales=x"],
+            "guidance_scales=x: they must be finite numbers",
+        ),
+        (["--quality", CASE, "--batches=2,4"], "with --quality, give one of each"),
+        (["--quality", CASE, "--run=none"], "run='none': there is no such folder"),
         (["--samplers=dppm:5"], "samplers='dppm' is unknown: choose from ddpm"),
         (["--samplers=ddim"], "samplers=ddim: write each as ddim:25"),
         (["--samplers=ddim:21"], "steps=21: it must be in 1..20"),
-        (["--dtypes=float8"], "dtypes=float8: choose from float32"),
+        (["--dtypes=float16"], "dtypes='float16' is unknown: choose from float32, tf32, bfloat16"),
+        (["--against=torch", "--dtypes=float32,tf32", CASE], "choose one of float32 and tf32"),
         (["--budget=soon"], "budget=soon: write it as 150s, 5min or 1h"),
         (["--against=tensorflow"], "against=tensorflow: choose from torch"),
         (["--batches=0", CASE], "batches=0: give numbers from 1 up"),

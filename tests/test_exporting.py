@@ -12,7 +12,7 @@ from diffusion_jax.exporting import check_new, export_sampler, write_sampler
 from diffusion_jax.runs import load_model
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
-from tests.conftest import HANGS
+from tests.processes import HANGS
 
 pytest.importorskip("flatbuffers")
 

@@ -16,7 +16,7 @@ from diffusion_jax import checkpoints, metrics, parallel
 from diffusion_jax.runs import load_model
 from diffusion_jax.typing import InputError
 from experiments.cluster_demo import TRAINING, finish, start
-from tests.conftest import HANGS
+from tests.processes import HANGS
 
 ROOT = Path(__file__).parent.parent
 

@@ -22,7 +22,7 @@ from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import load_model, reconstruct, variable_shapes
 from diffusion_jax.typing import InputError, RunWarning
-from tests.conftest import HANGS
+from tests.processes import HANGS
 
 CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
 STEPS = (3, 7, 20)

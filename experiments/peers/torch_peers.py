@@ -36,10 +36,12 @@ class Peer(NamedTuple):
 class TorchPeers:
     """The peers of a model at one batch size."""
 
-    def __init__(self, model: Model, batch: int, threads: int, cuda: bool) -> None:
+    def __init__(
+        self, model: Model, batch: int, threads: int, cuda: bool, tf32: bool = False
+    ) -> None:
         """Load the weights, choose the faster memory format, compile."""
         torch.set_num_threads(threads)
-        torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         self.device = "cuda" if cuda else "cpu"
         self.notes: list[str] = []
         network = model.network
