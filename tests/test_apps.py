@@ -4,7 +4,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -22,7 +21,7 @@ from diffusion_jax import checkpoints, evaluation, samplers
 from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import load_config, load_model, save_model
 from diffusion_jax.sampling import sample
-from tests.conftest import HANGS
+from tests.processes import HANGS, run_app
 
 ROOT = Path(__file__).parent.parent
 N, T = 20, 20
@@ -77,20 +76,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def app(folder):
-    """Run an app in a process of its own; compilations are shared between them."""
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compilations"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+def app():
+    """Run an app to its end."""
 
-    def run(*args: str, code: int = 0, start=("-m",), text: str = "") -> str:
-        done = subprocess.run(
-            [sys.executable, *start, *args], cwd=ROOT, env=env, input=text, capture_output=True,
-            text=True, timeout=HANGS, check=False,
-        )  # fmt: skip
+    def run(*args: str, code: int = 0) -> str:
+        done = run_app(*args)
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout
 
@@ -581,7 +571,7 @@ def answer_all() -> None:
 
 
 @pytest.fixture(scope="module")
-def answers(app, run, folder) -> dict:
+def answers(run, folder) -> dict:
     """What the apps answer to everything in REFUSED, and at the end to a good command."""
     model = load_model(run)
     write_state_dict(folder / "good.safetensors", export_state_dict(model.variables))
@@ -602,8 +592,11 @@ def answers(app, run, folder) -> dict:
         cases = [*REFUSED[name], *([good[name]] if name in good else [])]
         lines = [[flag.replace("{}", str(folder)) for flag in (*command, *case)] for case in cases]
         text = json.dumps((name, str(folder), lines))
-        out = app("from tests.test_apps import answer_all; answer_all()", start=("-c",), text=text)
-        found |= {(name, case): a for case, a in zip(cases, json.loads(out), strict=True)}
+        answer = [sys.executable, "-c", "from tests.test_apps import answer_all; answer_all()"]
+        done = subprocess.run(
+            answer, cwd=ROOT, input=text, stdout=subprocess.PIPE, text=True, check=True
+        )
+        found |= {(name, case): a for case, a in zip(cases, json.loads(done.stdout), strict=True)}
     return found
 
 
