@@ -2,13 +2,15 @@
 
 A point is a sampler, a number of steps and a scale of guidance. Samples are kept in parts as they
 are drawn, and points as they are measured, by what determines them: the same command goes on where
-it was stopped, and a larger n draws only what is missing.
+it was stopped, and a larger n draws only what is missing. Both carry checksums: a damaged part is
+drawn anew, a damaged list of points is refused.
 """
 
 import hashlib
 import io
 import json
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
 from diffusion_jax import evaluation, timing
@@ -25,7 +28,7 @@ from diffusion_jax.pictures import write_atomically
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError, choose, require
+from diffusion_jax.typing import InputError, RunWarning, choose, require
 from experiments import tables
 from experiments.measure import Setting, parse_case
 from experiments.tables import Record
@@ -113,13 +116,19 @@ class Sweep(NamedTuple):
         """What determines the images of a case."""
         return {"case": case.word, "guidance": case.guidance} | self.setting
 
+    def key(self, case: Case) -> str:
+        """What determines a point."""
+        real = self.yardstick.real.reference
+        against = _digest(real.images, real.labels, *jax.tree.leaves(self.yardstick.params))
+        return _text(self.describe(case) | {"n": self.n, "against": against})
+
     def parts(self, case: Case) -> list[tuple[Path, int]]:
-        """The files of a case's samples, and how many images each must hold at least."""
-        words = json.dumps(self.describe(case), sort_keys=True).encode()
+        """The stems of the files of a case's samples, and how many images each must hold."""
         name = case.word.replace(":", "-").replace("=", "-")
-        folder = self.folder / "samples" / f"{name}-{hashlib.sha256(words).hexdigest()[:12]}"
+        digest = _digest(_text(self.describe(case)).encode())
+        folder = self.folder / "samples" / f"{name}-{digest}"
         firsts = range(0, self.n, PART)
-        return [(folder / f"{i:04d}.npy", min(PART, self.n - k)) for i, k in enumerate(firsts)]
+        return [(folder / f"{i:04d}", min(PART, self.n - k)) for i, k in enumerate(firsts)]
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -151,19 +160,27 @@ def sweep(
 
 def fingerprint(model: Model) -> str:
     """A hash of a model's configuration and weights."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for leaf in jax.tree.leaves(model.variables):
-        digest.update(np.asarray(leaf).tobytes())
+    return _digest(_text(model.config.to_dict()).encode(), *jax.tree.leaves(model.variables))
+
+
+def _digest(*parts: bytes | ArrayLike) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.asarray(part).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _text(record: Record) -> str:
+    return json.dumps(record, sort_keys=True)
 
 
 def measure_points(sweep: Sweep, cases: Sequence[Case]) -> list[Record]:
     """A record for each case, with those found before; every new one is written at once."""
     path = sweep.folder / "points.jsonl"
     kept = read_points(path)
-    keys = [json.dumps(sweep.describe(case) | {"n": sweep.n}, sort_keys=True) for case in cases]
+    keys = [sweep.key(case) for case in cases]
     missing = [case for case, key in zip(cases, keys, strict=True) if key not in kept]
-    todo = [(case, part) for case in missing for part in sweep.parts(case) if not _holds(*part)]
+    todo = [(case, p) for case in missing for p in sweep.parts(case) if _stored(*p) is None]
     total = sum(case.passes * count for case, (_, count) in todo)
     print(f"{len(cases)} points, {len(cases) - len(missing)} of them known", flush=True)
     with tqdm(total=total, bar_format=BAR, smoothing=0.1) as bar:
@@ -175,8 +192,8 @@ def measure_points(sweep: Sweep, cases: Sequence[Case]) -> list[Record]:
             found = sweep.yardstick.measure(images, sweep.labels)
             kept[key] = {name: estimate._asdict() for name, estimate in found.items()}
             kept = read_points(path) | kept  # another command may have added some
-            lines = (json.dumps({"key": json.loads(k), "found": v}) for k, v in kept.items())
-            write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+            lines = (f"{_text(_line(k, found))}\n" for k, found in kept.items())
+            write_atomically(path, "".join(lines).encode())
     return [_point(case, kept[key]) for case, key in zip(cases, keys, strict=True)]
 
 
@@ -186,38 +203,58 @@ def read_points(path: Path) -> dict[str, Record]:
         return {}
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return {json.dumps(line["key"], sort_keys=True): line["found"] for line in lines}
+        points = {_text(line["key"]): line["found"] for line in lines}
+        sound = lines == [_line(*point) for point in points.items()]
     except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"{path} is damaged: move it away, the samples beside it are kept"
-        ) from None
+        sound = False
+    require(sound, f"{path} is damaged: move it away, the samples beside it are kept")
+    return points
+
+
+def _line(key: str, found: Record) -> Record:
+    """A point as it is stored, with its checksum."""
+    sha256 = _digest(key.encode(), _text(found).encode())
+    return {"key": json.loads(key), "found": found, "sha256": sha256}
 
 
 def draw(sweep: Sweep, case: Case, bar: tqdm) -> np.ndarray:
     """The samples of a case in uint8, read where they are stored; part i has the seed seed + i."""
     parts, labels = [], sweep.labels
-    for number, (path, count) in enumerate(sweep.parts(case)):
-        if not _holds(path, count):
+    for number, (stem, count) in enumerate(sweep.parts(case)):
+        stored = _stored(stem, count)
+        if stored is None:
             context = None if labels is None else labels[number * PART :][:count]
             setting = Setting(sweep.model, count, sweep.dtype, sweep.yardstick.devices)
             options = case.options | {"context": context, "seed": sweep.seed + number}
             images = setting.draw(case.tableau, **options)
             require(np.all(np.isfinite(images)), f"samplers={case.word}: it gives no numbers")
-            _save(path, evaluation.to_pixels(images))
+            stored = evaluation.to_pixels(images)
+            _save(stem, stored)
             bar.update(case.passes * count)
-        parts.append(np.load(path, allow_pickle=False)[:count])
+        parts.append(stored)
     return np.concatenate(parts)
 
 
-def _holds(path: Path, count: int) -> bool:
-    """Whether a file has so many images."""
-    return path.exists() and len(np.load(path, mmap_mode="r", allow_pickle=False)) >= count
+def _stored(stem: Path, count: int) -> np.ndarray | None:
+    """The first images of a part, if its file is sound, as its name tells, and has so many."""
+    for path in stem.parent.glob(f"{stem.name}-*.npy"):
+        data = path.read_bytes()
+        if path.stem != f"{stem.name}-{_digest(data)}":
+            warnings.warn(RunWarning(f"{path} is damaged: its images are drawn anew"), stacklevel=2)
+        elif len(images := np.load(io.BytesIO(data), allow_pickle=False)) >= count:
+            return images[:count]
+    return None
 
 
-def _save(path: Path, images: np.ndarray) -> None:
+def _save(stem: Path, images: np.ndarray) -> None:
+    """Write a part as STEM-CHECKSUM.npy, in place of a shorter or damaged one."""
     buffer = io.BytesIO()
     np.save(buffer, images)
-    write_atomically(path, buffer.getvalue())
+    for path in stem.parent.glob(f"{stem.name}-*.npy"):
+        path.unlink()
+    write_atomically(
+        stem.with_name(f"{stem.name}-{_digest(buffer.getvalue())}.npy"), buffer.getvalue()
+    )
 
 
 def _point(case: Case, found: Record) -> Record:

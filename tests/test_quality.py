@@ -12,7 +12,7 @@ from diffusion_jax import evaluation, samplers
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.runs import Model
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 from experiments import quality, quality_tables
 from experiments.measure import Setting, parse_case
 from tests.models import untrained
@@ -131,6 +131,28 @@ def test_a_sweep_goes_on_where_it_was_stopped(model, tmp_path, fast) -> None:
     assert fast == [60, 40] * 3 + [60]  # the last part was too short
     assert more[0]["KID"] != first[0]["KID"]
     assert len((tmp_path / "points.jsonl").read_text().splitlines()) == 4
+
+
+def test_what_is_damaged_is_not_measured(model, tmp_path, fast) -> None:
+    """A part of zeros is drawn anew; a changed point, or classifier, does not count as known."""
+    cases = quality.plan(["ddim:2"], ["1"], model.config)
+    first = quality.measure_points(sweep_of(model, tmp_path), cases)
+    points, (part, _) = tmp_path / "points.jsonl", sorted(tmp_path.glob("samples/*/*.npy"))
+    whole = points.read_text()
+    points.write_text(whole.replace('"value": ', '"value": 1'))
+    with pytest.raises(InputError, match=r"points\.jsonl is damaged: move it away"):
+        quality.measure_points(sweep_of(model, tmp_path), cases)
+    points.unlink()
+    np.save(part, np.zeros_like(np.load(part)))
+    with pytest.warns(RunWarning, match=f"{part} is damaged: its images are drawn anew"):
+        assert quality.measure_points(sweep_of(model, tmp_path), cases) == first
+    assert fast == [60, 40, 60]
+    assert points.read_text() == whole
+    sweep = sweep_of(model, tmp_path)
+    other = jax.tree.map(lambda leaf: leaf * 0.9, sweep.yardstick.params)
+    sweep = sweep._replace(yardstick=sweep.yardstick._replace(params=other))
+    quality.measure_points(sweep, cases)
+    assert len(points.read_text().splitlines()) == 2
 
 
 def test_points_of_another_model_or_seed_are_others(model, tmp_path, fast) -> None:
