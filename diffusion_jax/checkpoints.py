@@ -14,16 +14,17 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
 
 from diffusion_jax import manifests
+from diffusion_jax.files import read_json, remove_partial, write_atomically
 from diffusion_jax.typing import InputError, RunWarning, require
 
 CONFIG = "config.json"
-LARGEST = 2**20  # bytes of a configuration
+TRIES = 20  # times that a listing is read which training beside this changes
 ITEMS = ("model", "training")
 AVERAGES = "averages"
 MOVABLE = ("images", "labels")  # fields of a configuration that say where files are
@@ -32,8 +33,7 @@ MOVABLE = ("images", "labels")  # fields of a configuration that say where files
 def write_config(run: Path, values: dict[str, Any]) -> None:
     """Store a run's configuration, whole or not at all. Raises InputError if it cannot be."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        manifests.write(run / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+        write_atomically(run / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise InputError(f"run={str(run)!r} cannot be written: {error.strerror}") from None
 
@@ -46,17 +46,9 @@ def read_config(run: Path) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise InputError(f"run={str(run)!r} is not a run: there is no {CONFIG} in it")
     try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise InputError(f"{path} does not hold a configuration: it is too large")
-        values = json.loads(text)
-    except InputError:
-        raise
+        values = read_json(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold a configuration")
     return values
@@ -123,10 +115,15 @@ def _remove_unfinished(state: Path, step: int | None = None) -> None:
 
 
 def _prune(state: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest; a RunWarning names one that cannot be removed."""
     sealed = [step for step in _steps(state) if manifests.is_sealed(state / str(step))]
     for step in set(_steps(state)) - set(sealed[-keep:]):
-        (state / str(step) / manifests.MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(state / str(step))
+        try:
+            (state / str(step) / manifests.MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(state / str(step))
+        except OSError as error:
+            message = f"{state / str(step)} cannot be removed: {error.strerror}"
+            warnings.warn(message, RunWarning, stacklevel=3)
 
 
 def _steps(state: Path) -> list[int]:
@@ -143,30 +140,49 @@ def _steps(state: Path) -> list[int]:
 def newest(run: Path) -> int | None:
     """The step of the newest sound checkpoint of a run, None if there is none.
 
-    A RunWarning names those that it passes over.
+    A RunWarning names those that it passes over. Raises InputError at one that the system does not
+    let it read.
     """
     state = run.absolute() / "state"
-    for step in reversed(_steps(state)):
-        if _is_sound(state / str(step)):
-            return step
-    return None
+    faults: dict[int, str] = {}
+    found = None
+    for _ in range(TRIES):
+        faults, found = {}, None
+        steps = _steps(state)
+        for step in reversed(steps):
+            fault = manifests.fault(state / str(step))
+            if fault is None:
+                found = step
+                break
+            faults[step] = fault
+        if not faults or steps == _steps(state):  # else it was removed meanwhile
+            break
+    for step, fault in faults.items():
+        _warn(state / str(step), fault)
+    return found
 
 
-def _is_sound(folder: Path) -> bool:
-    """Whether a folder fits its manifest; a RunWarning says why it is passed over."""
-    if fault := manifests.fault(folder):
-        warnings.warn(f"{folder} is passed over: {fault}", RunWarning, stacklevel=3)
-    return not fault
+def _warn(folder: Path, fault: str) -> None:
+    warnings.warn(f"{folder} is passed over: {fault}", RunWarning, stacklevel=3)
 
 
 def set_aside(run: Path, step: int | None) -> None:
     """Clear the way for training to go on from a step, or from none.
 
     What newer, damaged checkpoints there are move to damaged/<step>; unfinished ones go.
+    Raises InputError if there are checkpoints, but none to go on from.
     """
     state = run.absolute() / "state"
+    steps = _steps(state)
+    never_saved = len(steps) < 2 and not any(manifests.is_sealed(state / str(s)) for s in steps)
+    require(
+        step is not None or never_saved,
+        f"run={str(run)!r} has no sound checkpoint, only damaged ones: {steps}. "
+        f"To begin anew, move {state} away",
+    )
     _remove_unfinished(state)
-    for damaged in _steps(state):
+    remove_partial(run)
+    for damaged in steps:
         if step is None or damaged > step:
             place = run / "damaged" / str(damaged)
             place.parent.mkdir(exist_ok=True)
@@ -196,35 +212,51 @@ def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
     no longer the one that it was saved with; a RunWarning names damaged ones that are newer.
     """
     state = run.absolute() / "state"
+    for _ in range(TRIES):
+        chosen = _choose(run, step)
+        try:
+            _check_config(run, state / str(chosen))
+            options = ocp.CheckpointManagerOptions(
+                read_only=True, create=False, save_interval_steps=0
+            )
+            with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
+                return restore(checkpoints, chosen, model=template)["model"]
+        except (OSError, ValueError):
+            if step is not None or manifests.is_sealed(state / str(chosen)):
+                raise
+    raise InputError(f"run={str(run)!r} removes each checkpoint before it is read: keep more")
+
+
+def _choose(run: Path, step: int | None) -> int:
+    """The newest sound checkpoint, or that of a step. Raises InputError if there is none."""
+    state = run.absolute() / "state"
     steps = _steps(state)
     if not steps:
         raise InputError(f"run={str(run)!r} has no checkpoint yet")
     if step is None:
         step = newest(run)
-        if step is None:
-            raise InputError(
-                f"run={str(run)!r} has no sound checkpoint, only damaged ones: {steps}"
-            )
+        require(
+            step is not None,
+            f"run={str(run)!r} has no sound checkpoint, only damaged ones: {steps}",
+        )
     elif step not in steps:
         raise InputError(f"step={step}: the checkpoints of {run} are {steps}")
     elif fault := manifests.fault(state / str(step)):
         raise InputError(f"step={step}: {state / str(step)} is damaged: {fault}")
-    _check_config(run, state / str(step))
-    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-    with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
-        return restore(checkpoints, step, model=template)["model"]
+    return cast(int, step)
 
 
 def _check_config(run: Path, checkpoint: Path) -> None:
     """Raise InputError unless the run's configuration holds what a checkpoint's copy does."""
-    if not (checkpoint / CONFIG).exists():
+    if not os.path.lexists(checkpoint / CONFIG):
         return
     ours, theirs = read_config(run), read_config(checkpoint)
     changed = [
         name
         for group, fields in theirs.items()
+        if isinstance(fields, dict) and isinstance(ours.get(group), dict)
         for name, value in fields.items()
-        if name not in MOVABLE and ours.get(group, {}).get(name) != value
+        if name not in MOVABLE and ours[group].get(name) != value
     ]
     require(
         not changed,
@@ -255,7 +287,11 @@ def restore_averages(run: Path, template: Any, until: int | None = None) -> Iter
     folder = run.absolute() / AVERAGES
     steps = _steps(folder)
     require(steps, f"run={str(run)!r} has no snapshots of averages: train it with --ema_snapshots")
-    sound = [step for step in steps if _is_sound(folder / str(step))]
+    faults = {step: manifests.fault(folder / str(step)) for step in steps}
+    for step, fault in faults.items():
+        if fault:
+            _warn(folder / str(step), fault)
+    sound = [step for step in steps if not faults[step]]
     require(sound, f"run={str(run)!r} has no sound snapshot, only damaged ones: {steps}")
     require(until in (None, *sound), f"step={until}: the snapshots of {run} are {sound}")
     with _open_averages(run, read_only=True, save_interval_steps=0) as snapshots:

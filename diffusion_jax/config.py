@@ -22,6 +22,8 @@ from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.schedules import SCHEDULES, NoiseSchedule
 from diffusion_jax.typing import InputError, choose
 
+SMALLEST = 1e-12  # of the real numbers that training multiplies by
+
 
 def at_least(name: str, value: float, least: float) -> None:
     """Raise InputError unless value >= least."""
@@ -218,6 +220,12 @@ class TrainingConfig:
         at_most("warmup_steps", self.warmup_steps, 2**31 - 1)
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate={self.learning_rate}: it must be above 0, and finite")
+        for name in ("learning_rate", "grad_clip", "weighting_gamma"):
+            if 0 < getattr(self, name) < SMALLEST:
+                raise InputError(
+                    f"{name}={getattr(self, name)}: so small, it changes nothing in float32; "
+                    f"it must be at least {SMALLEST}"
+                )
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay={self.ema_decay}: it must be in [0, 1)")
         if not 0 <= self.keep_probability <= 1:

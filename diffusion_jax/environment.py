@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 
-from diffusion_jax.manifests import write
-from diffusion_jax.typing import RunWarning
+from diffusion_jax.files import read_json, write_atomically
+from diffusion_jax.typing import InputError, RunWarning
 
 ENVIRONMENT = "environment.json"
 PACKAGES = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -60,17 +60,17 @@ def commit(folder: Path) -> str | None:
 def record(run: Path, entry: dict[str, Any]) -> None:
     """Add an entry to a run's record of its starts."""
     entries = [*read(run), entry]
-    write(run / ENVIRONMENT, (json.dumps(entries, indent=2) + "\n").encode())
+    write_atomically(run / ENVIRONMENT, (json.dumps(entries, indent=2) + "\n").encode())
 
 
 def read(run: Path) -> list[dict[str, Any]]:
     """A run's record of its starts; none, with a RunWarning, if the file is damaged."""
     path = run / ENVIRONMENT
-    if not path.exists():
-        return []
     try:
-        entries = json.loads(path.read_bytes())
-    except (ValueError, OSError):
+        entries = read_json(path, 2**26)
+    except FileNotFoundError:
+        return []
+    except (InputError, OSError):
         entries = None
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
         return entries

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, UInt32
 
 from diffusion_jax import samplers
 from diffusion_jax.denoisers import Guidance, network_denoiser
+from diffusion_jax.files import write_atomically
 from diffusion_jax.networks import fold_batch_norm
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
-from diffusion_jax.pictures import write_atomically
 from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,10 +52,13 @@ def only_writer(folder: Path) -> Iterator[None]:
 def _hold(path: Path) -> int:
     while True:
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from None
         try:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise InputError(f"{path} is not the lock of a run: move it away")
             _lock(file, path)
             if _is(file, path):
                 return file

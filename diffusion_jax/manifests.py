@@ -1,30 +1,14 @@
-"""Files that are whole or not there: atomic writes, and folders sealed with their checksums."""
+"""Folders sealed with their checksums."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
 
+from diffusion_jax.files import open_file, read_json, write_atomically
+from diffusion_jax.typing import InputError
+
 MANIFEST = "manifest.json"
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: beside its place, then moved there.
-
-    Raises OSError naming the file.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = error.filename or str(path)
-        raise
 
 
 def seal(folder: Path) -> None:
@@ -33,18 +17,21 @@ def seal(folder: Path) -> None:
         with (folder / name).open("rb") as file:
             os.fsync(file.fileno())  # what the manifest vouches for survives a loss of power
     content = {name: _digest(folder / name) for name in names}
-    write(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def is_sealed(folder: Path) -> bool:
     """Whether a folder has a manifest; fault says whether it is true."""
-    return (folder / MANIFEST).is_file()
+    return os.path.lexists(folder / MANIFEST)
 
 
 def fault(folder: Path) -> str | None:
-    """What is wrong with a sealed folder: the first file that is not as it was; None if sound."""
+    """Return what is wrong with a sealed folder, or None if it is sound.
+
+    Raises InputError if the system does not let it be read: it may be sound.
+    """
     try:
-        content = json.loads((folder / MANIFEST).read_bytes())
+        content = read_json(folder / MANIFEST)
         if not isinstance(content, dict):
             return f"{MANIFEST} is damaged"
         names = _files(folder)
@@ -57,20 +44,31 @@ def fault(folder: Path) -> str | None:
         return f"it has no {MANIFEST}, so it was never finished"
     except NotADirectoryError:
         return "it is not a folder"
-    except ValueError:
-        return f"{MANIFEST} is damaged"
+    except InputError as error:
+        return f"{MANIFEST} is damaged: {error}"
     except OSError as error:
-        return f"it cannot be read: {error}"
+        raise InputError(
+            f"{folder} cannot be read: {error.filename}: {error.strerror}. Nothing was changed: "
+            f"make it readable, or move it away"
+        ) from None
     if surplus := names - content.keys():
         return f"{min(surplus)} does not belong to it"
     return None
 
 
 def _files(folder: Path) -> set[str]:
-    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    return files - {MANIFEST}
+    """The names of all that is not a folder. Raises OSError where a folder cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return {
+        os.path.relpath(os.path.join(place, name), folder)
+        for place, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+    } - {MANIFEST}
 
 
 def _digest(path: Path) -> list[int | str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()]

@@ -5,18 +5,25 @@ import os
 from pathlib import Path
 from typing import Any
 
-from diffusion_jax.manifests import write
+from diffusion_jax.files import open_file, write_atomically
 from diffusion_jax.typing import InputError
 
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file. Raises OSError naming it; the last line may be cut then."""
+    """Append records to a metrics file, never through a link.
+
+    Raises OSError naming it; the last line may be cut then.
+    """
     try:
-        with path.open("a") as file:
+        with open(path, "a", opener=_open_here) as file:
             file.writelines(json.dumps(record) + "\n" for record in records)
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+def _open_here(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -24,12 +31,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     Raises InputError naming the line that is no record of a step and its loss.
     """
-    if not os.path.lexists(path):
-        return []
-    if not os.path.isfile(path):  # reading a pipe or a device would not end
-        raise InputError(f"{path} is no file: move it away")
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]
+        with open_file(path) as file:
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
@@ -51,7 +57,8 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
 
 def restore(path: Path, copy: Path | None) -> None:
     """Make a metrics file what a copy of it is, or nothing: a run that resumes goes on from it."""
-    if copy is not None and copy.exists():
-        write(path, copy.read_bytes())
-    else:
+    if copy is None:
         path.unlink(missing_ok=True)
+        return
+    with open_file(copy) as file:
+        write_atomically(path, file.read())

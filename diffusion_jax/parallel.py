@@ -5,8 +5,10 @@ The devices may belong to several processes, on several hosts, each of which run
 
 import ctypes
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ from diffusion_jax.typing import InputError, choose
 
 AXIS = "data"  # the mapped axis: each device holds a part of the batch
 CORES = 1024  # the most CPU devices
+START = 300  # seconds that a process waits for the others at the start
 PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
 MESSAGE = 2000  # the most bytes of an error that processes tell each other
@@ -79,18 +82,31 @@ def start_processes(
                 "processes are numbered from 0"
             )
         given = dict(
-            coordinator_address=coordinator, num_processes=num_processes, process_id=process_id
+            coordinator_address=coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
+            coordinator_bind_address=coordinator,  # by default it listens on all addresses
         )
+        if process_id == 0 and _answers(host, int(port)):
+            raise InputError(f"coordinator={coordinator}: another program listens there")
     elif num_processes is not None or process_id is not None:
         raise InputError("coordinator=auto finds num_processes and process_id: leave them out")
     try:
         jax.distributed.initialize(
             **given,
+            initialization_timeout=START,
             heartbeat_timeout_seconds=PATIENCE,
             shutdown_timeout_seconds=PATIENCE,
         )
     except (ValueError, RuntimeError) as error:
         raise InputError(f"coordinator={coordinator}: cannot join the job: {error}") from None
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether a program listens there."""
+    with suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
+        return True
+    return False
 
 
 def is_first() -> bool:
@@ -200,7 +216,13 @@ def data_parallel(
     mappers = {"pmap": _pmap, "shard_map": _shard_map}
     if how is None:
         how = "shard_map" if _several(devices) else "pmap"
-    return choose(mappers, "how", how)(fn, tuple(in_axes), out_axes, devices, tuple(donate))
+
+    @wraps(fn)
+    def pinned(*args: Any) -> Any:
+        with jax.enable_x64(False):  # else JAX_ENABLE_X64 draws other noise
+            return fn(*args)
+
+    return choose(mappers, "how", how)(pinned, tuple(in_axes), out_axes, devices, tuple(donate))
 
 
 def _pmap(fn, in_axes, out_axes, devices, donate):  # type: ignore[no-untyped-def]

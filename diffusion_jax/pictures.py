@@ -8,19 +8,17 @@ imported where it draws.
 
 import io
 import math
-import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from diffusion_jax.files import FilePath, write_atomically
 from diffusion_jax.typing import InputError
 
-FilePath = str | os.PathLike[str]
 GROUND, INK, ACCENT = "#eeeeea", "#2c2e34", "#2f6db5"
 # The colour of text by its coverage, 0..255: the ground, the ink and what is between.
 RAMP = np.linspace(ImageColor.getrgb(GROUND), ImageColor.getrgb(INK), 256).round().astype(np.uint8)
@@ -175,18 +173,6 @@ def loss_curve(
     if path is not None:
         write_atomically(path, buffer.getvalue())
     return buffer.getvalue()
-
-
-def write_atomically(path: FilePath, data: bytes) -> None:
-    """Write a file whole or not at all, in a folder that is made if it is missing."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pixels(name: str, images: ArrayLike, axes: tuple[str, ...], scaling: str) -> np.ndarray:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 from PIL import Image, UnidentifiedImageError
 
-from diffusion_jax.pictures import grid, png_bytes, write_atomically
+from diffusion_jax.files import write_atomically
+from diffusion_jax.pictures import grid, png_bytes
 from diffusion_jax.typing import InputError
 
 # The policy lets a browser load nothing and run nothing, whatever the content says.

@@ -1,5 +1,7 @@
 """A run folder as what it holds: a configuration and a trained model."""
 
+import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from jaxtyping import Array
 from diffusion_jax import averages, checkpoints, parallel
 from diffusion_jax.averages import Profile
 from diffusion_jax.config import Config
+from diffusion_jax.files import PARTIAL
 from diffusion_jax.locks import check_writable
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Variables
@@ -81,12 +84,20 @@ def load_config(run: Path) -> Config:
 
 
 def save_model(run: str | Path, config: Config, variables: Variables) -> None:
-    """Make a run folder of a model that was trained elsewhere. Raises InputError if it exists."""
+    """Make a run folder of a model that was trained elsewhere, whole or not at all.
+
+    Raises InputError if it exists.
+    """
     run = Path(run)
     check_new(run)
-    checkpoints.write_config(run, config.to_dict())
-    with checkpoints.open_checkpoints(run) as manager:
-        checkpoints.save(manager, 0, variables)
+    partial = run.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        checkpoints.write_config(partial, config.to_dict())
+        with checkpoints.open_checkpoints(partial) as manager:
+            checkpoints.save(manager, 0, variables)
+        partial.rename(run)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_new(run: str | Path) -> None:
@@ -101,13 +112,16 @@ def check_new(run: str | Path) -> None:
 
 def variable_shapes(network: Any) -> Any:
     """The shapes of a network's variables, by which a checkpoint is read."""
-    return jax.eval_shape(_init(network), 0)
+    with jax.enable_x64(False):
+        return jax.eval_shape(_init(network), 0)
 
 
 def init_variables(network: Any, seed: int) -> Variables:
     """A network's initial variables."""
     # It runs once: without optimisation it compiles several times faster.
-    return jax.jit(_init(network), compiler_options={"xla_backend_optimization_level": 0})(seed)
+    options = {"xla_backend_optimization_level": 0}
+    with jax.enable_x64(False):
+        return jax.jit(_init(network), compiler_options=options)(seed)
 
 
 def _init(network: Any) -> Callable[[Any], Variables]:

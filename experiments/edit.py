@@ -21,6 +21,7 @@ from absl import flags
 
 from diffusion_jax import data, editing, pictures, samplers
 from diffusion_jax.config import Config, DataConfig
+from diffusion_jax.files import save_npy
 from diffusion_jax.grids import GRIDS, Grid
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import Model, load_config, load_model
@@ -118,12 +119,9 @@ def main() -> None:
     images, context = inputs(settings)
     editor = Editor(load_model(folder, FLAGS.step), grid, images, context, wrappers)
     rows = edit(editor)
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "edited.npy", list(rows.values())[-1])
-    pictures.save_png(
-        out / "edited.png",
-        pictures.grid(np.concatenate(list(rows.values())), labels=list(rows)),
-    )
+    sheet = pictures.grid(np.concatenate(list(rows.values())), labels=list(rows))
+    save_npy(out / "edited.npy", list(rows.values())[-1])
+    pictures.save_png(out / "edited.png", sheet)
     print(f"written: {out / 'edited.png'}, {out / 'edited.npy'}")
 
 

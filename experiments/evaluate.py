@@ -27,8 +27,8 @@ from diffusion_jax import environment, evaluation
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import load_npy
 from diffusion_jax.evaluation import LEAST, Real, Row, classifier
+from diffusion_jax.files import write_atomically
 from diffusion_jax.parallel import choose_devices
-from diffusion_jax.pictures import write_atomically
 from diffusion_jax.reports import Section, gallery, table, write_report
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.samplers import Tableau

@@ -25,6 +25,7 @@ from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
+from experiments.terminal import outputs
 
 flags.disclaim_key_flags()  # the flags belong to the app that calls the functions below
 FLAGS = flags.FLAGS
@@ -175,6 +176,7 @@ def run(main: Callable[[], None]) -> None:
                 logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps
             warnings.showwarning = _show(warnings.showwarning)
             sys.unraisablehook = _raise_no_late_writes(sys.unraisablehook)
+            jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 would change results
             parallel.use_cpu_cores(FLAGS["cpu_devices"].value)
             _use_cache(FLAGS["compilation_cache_dir"].value)
             if "coordinator" in FLAGS and _is_job():
@@ -191,7 +193,8 @@ def run(main: Callable[[], None]) -> None:
         except KeyboardInterrupt:
             sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    with outputs(sys.stdout, sys.stderr):
+        app.run(guarded, flags_parser=_parse)
 
 
 def _is_job() -> bool:
@@ -204,6 +207,10 @@ def _is_job() -> bool:
 
 def _run_job(main: Callable[[], None]) -> None:
     """Run main in one process of several. One that fails leaves at once, which ends the others."""
+    about = (
+        f"waiting for all processes, at most {parallel.START} s: coordinator={FLAGS.coordinator}"
+    )
+    print(about, file=sys.stderr, flush=True)
     parallel.start_processes(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     try:
         main()
@@ -246,8 +253,9 @@ def _use_cache(folder: str | None) -> None:
     Raises InputError where folder is a file.
     """
     if folder is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = str(Path(caches) / "diffusion_jax")
+        caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        if os.path.isabs(caches):  # else there is no home
+            folder = str(Path(caches) / "diffusion_jax")
     if folder and Path(folder).exists() and not Path(folder).is_dir():
         raise InputError(f"compilation_cache_dir={folder!r} is a file: name a folder")
     if folder is not None:

@@ -24,8 +24,8 @@ from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import LEAST
 from diffusion_jax.evaluation.estimate import Estimate, mean
 from diffusion_jax.evaluation.likelihood import diffrax
+from diffusion_jax.files import write_atomically
 from diffusion_jax.parallel import choose_devices
-from diffusion_jax.pictures import write_atomically
 from diffusion_jax.runs import Model, load_model
 from diffusion_jax.typing import require
 from experiments.flags import FLAGS, define_devices, define_run, describe, output_folder, run

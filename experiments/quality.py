@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffusion_jax import evaluation, timing
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.evaluation import LEAST, Estimate, Yardstick
-from diffusion_jax.pictures import write_atomically
+from diffusion_jax.files import write_atomically
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.schedules import NoiseSchedule

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from diffusion_jax.evaluation import Estimate
-from diffusion_jax.pictures import write_atomically
+from diffusion_jax.files import write_atomically
 from experiments.quality import choose_within, cost_of, difference, front
 from experiments.tables import Record, header, name_decades, table
 

@@ -10,7 +10,6 @@ finished, is a row of OUT/results.md. The same command goes on with the recipes 
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +23,9 @@ from diffusion_jax import checkpoints, data, evaluation, samplers, training
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation import LEAST, Estimate, Real, classifier
+from diffusion_jax.files import write_atomically
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
-from diffusion_jax.pictures import write_atomically
 from diffusion_jax.runs import Model, load_config, load_model, save_model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import sample
@@ -210,10 +209,7 @@ def trained(folder: Path, config: Config, dataset: Dataset) -> Model:
         for chunk in training.fit(config, dataset.images, dataset.labels, state, devices):
             require(np.all(np.isfinite(chunk.losses)), f"{folder.name}: the loss is not finite")
             bar.update(len(chunk.losses))
-    partial = folder.with_name(f"{folder.name}.partial")  # of a process that was killed, perhaps
-    shutil.rmtree(partial, ignore_errors=True)
-    save_model(partial, config, chunk.state.ema)
-    partial.rename(folder)
+    save_model(folder, config, chunk.state.ema)
     return load_model(folder)
 
 

@@ -55,8 +55,13 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
 def versions(run: Path) -> str:
     """What a run was last started with; for one that was not trained here, what is here."""
     *_, last = environment.read(run) or [{"versions": environment.versions()}]
-    shown = {"devices": ", ".join(last["devices"]), "command": " ".join(last["command"])}
-    return table(last | shown if "command" in last else last)
+    words = {"devices": ", ", "command": " "}
+    lists = {
+        name: by.join(map(str, last[name]))
+        for name, by in words.items()
+        if isinstance(last.get(name), list)
+    }
+    return table(last | lists)
 
 
 def loss_section(run: Path) -> Section:

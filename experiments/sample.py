@@ -22,6 +22,7 @@ from absl import flags
 
 from diffusion_jax import pictures
 from diffusion_jax.config import Config, at_least, at_most
+from diffusion_jax.files import save_npy
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, load_config, load_model
@@ -194,11 +195,10 @@ def draw(out: Path, job: Job, label: str, table: Tableau) -> None:
     say(f"the images were there {process_seconds():.1f} s after the start of the process")
     if not is_first():
         return
-    out.mkdir(parents=True, exist_ok=True)
-    np.save(out / "samples.npy", samples.images)
     layout = {"scaling": FLAGS.scaling, "columns": columns(names)}
     labels = row_labels(names)
     sheet = pictures.grid(by_rows(samples.images, names), labels=labels, **layout)
+    save_npy(out / "samples.npy", samples.images)
     pictures.save_png(out / "samples.png", sheet)
     if samples.frames is not None:
         moving = np.stack([by_rows(frame, names) for frame in samples.frames])

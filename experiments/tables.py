@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axis import Axis
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from diffusion_jax.pictures import write_atomically
+from diffusion_jax.files import write_atomically
 
 Record = dict[str, Any]
 T = TypeVar("T")

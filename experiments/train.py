@@ -35,6 +35,7 @@ from diffusion_jax import (
 from diffusion_jax.averages import snapshot_steps
 from diffusion_jax.config import Config, at_least
 from diffusion_jax.data import Dataset
+from diffusion_jax.files import PARTIAL
 from diffusion_jax.optimizers import Length
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.training import Chunk, TrainState
@@ -111,6 +112,14 @@ def main() -> None:
                 if parallel.is_first():
                     environment.record(folder, environment.describe(sys.argv, devices))
                 train(folder, manager, settings, dataset, state, devices, length)
+        skipped = sum(record["loss"] is None for record in metrics.read(folder / METRICS))
+        if skipped:
+            say(f"{skipped} of {length.steps} steps were skipped: loss or gradient not finite")
+        if skipped == length.steps:
+            raise InputError(
+                f"run={str(folder)!r} has learned nothing: every step was skipped. "
+                "Try a lower --learning_rate or --grad_clip=1, in another folder"
+            )
         if FLAGS.report:
             say(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
@@ -126,10 +135,12 @@ def check_folder(folder: Path, settings: Config) -> None:
 
     It must be one that can be written, too.
     """
-    starting = {locks.LOCK, f"{checkpoints.CONFIG}.partial"}  # all that an early end leaves
     new = not folder.exists() or (
-        folder.is_dir() and all(path.name in starting for path in folder.iterdir())
+        folder.is_dir() and all(_is_of_a_start(path.name) for path in folder.iterdir())
     )
+    for name in ("state", "damaged", checkpoints.AVERAGES):
+        if (folder / name).is_symlink():
+            raise InputError(f"{folder / name} is a link: a run's own folders must be in it")
     if not (new or (folder / checkpoints.CONFIG).is_file()):
         raise InputError(f"run={str(folder)!r} exists and is not a run: name another folder")
     if differences := [] if new else load_config(folder).differences(settings):
@@ -139,6 +150,11 @@ def check_folder(folder: Path, settings: Config) -> None:
         )
     for place in (folder, folder / "state"):
         locks.check_writable(place, "run")
+
+
+def _is_of_a_start(name: str) -> bool:
+    """Whether a file is one of those that are left where training was killed as it started."""
+    return name == locks.LOCK or (name.startswith(".") and name.endswith(PARTIAL))
 
 
 def resume(
@@ -196,6 +212,7 @@ def train(
             disable=not parallel.is_first(),
         ) as bar,
     ):
+        bar.set_postfix_str("compiling")
         for chunk in training.fit(
             settings, dataset.images, dataset.labels, state, devices, stops=saves | snapshots
         ):
@@ -213,8 +230,6 @@ def train(
                     print(f"{name}: {stands(folder, manager)}", file=sys.stderr)
                 sys.exit(128 + asked)
     say(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
-    if skipped := sum(record["loss"] is None for record in metrics.read(folder / METRICS)):
-        say(f"{skipped} of them were skipped: their loss or gradient was not finite")
 
 
 def save(folder: Path, manager: Any, state: TrainState, step: int) -> None:
@@ -242,7 +257,7 @@ def log(folder: Path, manager: Any, chunk: Chunk, step: int, length: Length, bar
     """
     count = len(chunk.losses)
     if not count:
-        bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s")
+        bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s", refresh=sys.stderr.isatty())
         return
     finite = np.isfinite(chunk.losses)
     if FLAGS.on_nan == "stop" and not finite.all():
@@ -264,9 +279,9 @@ def log(folder: Path, manager: Any, chunk: Chunk, step: int, length: Length, bar
     if parallel.is_first():
         metrics.append(folder / METRICS, records)
     rate = count * length.batch_size / chunk.seconds
-    bar.update(count)
     mean = np.mean(chunk.losses[finite]) if finite.any() else np.nan
-    bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s")
+    bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s", refresh=False)
+    bar.update(count)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import checkpoints, environment, locks, manifests, stopping, training
+from diffusion_jax import checkpoints, environment, files, locks, stopping, training
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
@@ -168,10 +168,10 @@ def test_a_save_that_fails_says_so_and_loses_nothing(run, monkeypatch, tmp_path,
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     path = tmp_path / "file"
-    manifests.write(path, b"old")
+    files.write_atomically(path, b"old")
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
-        manifests.write(path, b"new")
+        files.write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

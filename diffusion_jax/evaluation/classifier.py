@@ -1,6 +1,7 @@
 """A small classifier of the data set at hand, whose last layer but one gives features."""
 
 import hashlib
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation.mapping import map_rows
+from diffusion_jax.files import write_atomically
 from diffusion_jax.networks.blocks import Conv, GroupNorm, dense, gelu, max_pool
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 
@@ -99,10 +101,10 @@ def load(path: Path, dataset: Dataset) -> Any | None:
 
 def save(path: Path, dataset: Dataset, params: Any) -> None:
     """Store the weights with what they were trained on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     leaves = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
     arrays: dict[str, Any] = {"fingerprint": np.array(fingerprint(dataset)), **leaves}
-    np.savez(path, **arrays)
+    np.savez(buffer := io.BytesIO(), **arrays)
+    write_atomically(path, buffer.getbuffer())
 
 
 def obtain(

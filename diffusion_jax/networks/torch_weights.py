@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.files import write_atomically
 from diffusion_jax.typing import InputError, Variables
 
 StateDict = dict[str, np.ndarray]
@@ -68,14 +69,10 @@ def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, np.n
     path = Path(path)
     _, encode = codec(path)
     data = encode({name: np.array(value, order="C") for name, value in state_dict.items()})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        partial.write_bytes(data)
-        os.replace(partial, path)
+        write_atomically(path, data)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def import_state_dict(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables:

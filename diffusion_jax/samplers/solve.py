@@ -22,7 +22,9 @@ def sample_keys(key: Key[Array, ""], ids: UInt32[Array, "batch"]) -> Key[Array, 
 
 def row_noise(keys: Key[Array, "batch"], row: UInt32[Array, ""], shape: tuple[int, ...]) -> Images:
     """Standard normal noise of one row for each sample; shape is (height, width, channel)."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, row), shape))(keys)
+    return jax.vmap(
+        lambda key: jax.random.normal(jax.random.fold_in(key, row), shape, jnp.float32)
+    )(keys)
 
 
 def solve(
