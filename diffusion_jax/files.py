@@ -8,7 +8,7 @@ import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,7 +20,7 @@ LARGEST = 2**20  # bytes of a JSON file
 PARTIAL = ".partial"  # the end of the names of files that are being written
 
 
-def open_file(path: FilePath) -> BinaryIO:
+def open_file(path: FilePath) -> io.BufferedReader:
     """Open a file to read. Opening a pipe, or reading a device, would not end.
 
     Raises InputError if it is a pipe, a device or a folder; OSError if the system refuses it.

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import IO, Any, cast
+from typing import Any, TextIO, cast
 
 # Names in files of others may hold escape sequences. Tabs, new lines and returns (of bars) stay.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
@@ -16,7 +16,7 @@ class Output:
     After `| head -1`, on a full disk, or with the stream closed, the work goes on.
     """
 
-    def __init__(self, stream: IO[str] | None):
+    def __init__(self, stream: TextIO | None):
         """Write to a stream; None is one that was closed before the start."""
         self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
 
@@ -49,7 +49,7 @@ class Output:
 
 
 @contextmanager
-def outputs(out: IO[str] | None, err: IO[str] | None) -> Iterator[None]:
+def outputs(out: TextIO | None, err: TextIO | None) -> Iterator[None]:
     """Print by Output in the body."""
     streams = Output(out), Output(err)
     with redirect_stdout(cast(Any, streams[0])), redirect_stderr(cast(Any, streams[1])):
