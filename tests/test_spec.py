@@ -88,7 +88,9 @@ def test_canonical_text_reads_back(text: str) -> None:
 
 
 def test_common_options_come_first_and_without_a_name() -> None:
-    found = spec.parse("plain:10:grid=warped:rho=2:kind=b", REGISTRY, "s", ("model", "total"), on_grid)
+    found = spec.parse(
+        "plain:10:grid=warped:rho=2:kind=b", REGISTRY, "s", ("model", "total"), on_grid
+    )
     assert found.options["steps"] == 10
     assert str(found) == "plain:10:kind=b:grid=warped:rho=2.0"
     assert found.slug == "plain-10-kind=b-grid=warped-rho=2.0"
