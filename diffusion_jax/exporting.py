@@ -1,5 +1,11 @@
-"""A model and a tableau as one file, which samples wherever there is JAX, without this library."""
+"""A model and a tableau as one file, which samples wherever there is JAX, without this library.
 
+Such a file is a program: whoever wrote it decides what runs where it is called. Its SHA-256 stands
+beside it, in FILE.sha256, and tells damage; where the file is from, only its sender can tell.
+"""
+
+import hashlib
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,9 +26,10 @@ from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.tableau import to_float32
 from diffusion_jax.sampling import keys_and_noise
-from diffusion_jax.typing import Context, Images, InputError
+from diffusion_jax.typing import Context, Images, InputError, require
 
 PLATFORMS = ("cpu", "cuda")
+CALLS = {"shape_assertion"}  # what an exported sampler calls outside StableHLO
 
 
 def export_sampler(
@@ -69,16 +76,55 @@ def export_sampler(
 def check_new(path: str | Path) -> Path:
     """The path. Raises InputError where something stands there, or its folder does not exist."""
     path = Path(path)
-    if path.exists():
-        raise InputError(f"to={str(path)!r} exists: name a new file")
+    for file in (path, digest_file(path)):
+        require(not file.exists(), f"to={str(path)!r}: {file} exists: name a new file")
     if not path.parent.is_dir():
         raise InputError(f"to={str(path)!r}: there is no folder {str(path.parent)!r}")
     return path
 
 
-def write_sampler(path: str | Path, sampler: export.Exported) -> None:
-    """Write an exported function into a new file, whole or not at all. InputError as check_new."""
+def digest_file(path: str | Path) -> Path:
+    """The file beside a sampler that holds its SHA-256, in the format of sha256sum."""
+    return Path(f"{path}.sha256")
+
+
+def write_sampler(path: str | Path, sampler: export.Exported) -> str:
+    """Write an exported function and its digest, and return the digest.
+
+    Each file is written whole or not at all. Raises InputError as check_new does.
+    """
+    path, data = check_new(path), bytes(sampler.serialize())
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        write_atomically(check_new(path), bytes(sampler.serialize()))
+        write_atomically(digest_file(path), f"{digest}  {path.name}\n".encode())
+        write_atomically(path, data)
     except OSError as error:
         raise InputError(f"to={str(path)!r}: {error.strerror}") from error
+    return digest
+
+
+def read_sampler(path: str | Path, digest: str | None = None) -> export.Exported:
+    """Read what write_sampler wrote. Nothing of it runs before it is called.
+
+    digest: its SHA-256 as its sender states it; by default that of FILE.sha256.
+    Raises InputError if the digest differs, the file is damaged, or it calls code outside itself
+    that no exported sampler calls.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+        stated = (digest or digest_file(path).read_text()[:64]).lower()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: it cannot be read with its digest: {error}") from None
+    found = hashlib.sha256(data).hexdigest()
+    require(found == stated, f"{path}: its SHA-256 is {found}, not {stated}: it was changed")
+    try:
+        sampler = export.deserialize(bytearray(data))
+        program = sampler.mlir_module()
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is not a sampler that this JAX reads: {reason}") from None
+    names = re.findall(r"custom_call\b(?:\s+@([\w.$-]+)\()?", program)
+    unknown = sorted({name or "an unnamed target" for name in names} - CALLS)
+    require(not unknown, f"{path} calls {', '.join(unknown)}: no exported sampler does")
+    return sampler

@@ -2,7 +2,8 @@
 
   python -m experiments.export --sampler=ddim --steps=25 --to=demo.sampler
 
-README.md shows how the file is loaded and called.
+README.md shows how the file is checked, loaded and called. The file is a program: load only files
+whose writer you trust.
 """
 
 from pathlib import Path
@@ -36,9 +37,10 @@ def main() -> None:
     sampler = export_sampler(
         model, table, guidance=FLAGS.guidance, dtype=FLAGS.dtype, platforms=FLAGS.platforms
     )
-    write_sampler(target, sampler)
+    digest = write_sampler(target, sampler)
     arguments = "seed, context, guidance" if FLAGS.guidance else "seed, context"
     print(f"written: {target}, a function of ({arguments}) on {', '.join(FLAGS.platforms)}")
+    print(f"SHA-256, also in {target}.sha256: {digest}")
 
 
 if __name__ == "__main__":

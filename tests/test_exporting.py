@@ -1,14 +1,19 @@
 """An exported sampler: one file that draws sample's images in a process without this library."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from diffusion_jax import samplers
-from diffusion_jax.exporting import check_new, export_sampler, write_sampler
+from diffusion_jax.exporting import check_new, export_sampler, read_sampler, write_sampler
 from diffusion_jax.runs import load_model
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
@@ -71,6 +76,38 @@ def test_a_file_that_exists_stays(tmp_path: Path) -> None:
         check_new(tmp_path / "a")
     with pytest.raises(InputError, match="there is no folder"):
         check_new(tmp_path / "none" / "a")
+
+
+def small(model) -> Any:
+    return export_sampler(model, samplers.build("ddim", model.schedule, 2), platforms=("cpu",))
+
+
+def test_a_file_is_read_only_as_it_was_written(tmp_path: Path, model) -> None:
+    path = tmp_path / "a.sampler"
+    digest = write_sampler(path, small(model))
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / "a.sampler.sha256").read_text() == f"{digest}  a.sampler\n"
+    context = np.zeros((1, 3), np.float32)
+    assert read_sampler(path).call(np.uint32(7), context).shape == (1, 8, 8, 3)
+    assert read_sampler(path, digest.upper()).platforms == ("cpu",)
+    with pytest.raises(InputError, match=f"its SHA-256 is {digest}, not 0{{64}}"):
+        read_sampler(path, "0" * 64)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(InputError, match="it was changed"):
+        read_sampler(path)
+    path.write_bytes(b"no program")
+    with pytest.raises(InputError, match="is not a sampler that this JAX reads"):
+        read_sampler(path, hashlib.sha256(b"no program").hexdigest())
+    (tmp_path / "a.sampler.sha256").unlink()
+    with pytest.raises(InputError, match="cannot be read with its digest"):
+        read_sampler(path)
+
+
+def test_calls_of_code_outside_the_file_are_refused(tmp_path: Path) -> None:
+    matrix = jax.ShapeDtypeStruct((3, 3), np.float32)
+    write_sampler(tmp_path / "a", export.export(jax.jit(jnp.linalg.cholesky))(matrix))
+    with pytest.raises(InputError, match="calls lapack_spotrf_ffi: no exported sampler does"):
+        read_sampler(tmp_path / "a")
 
 
 def test_an_unknown_dtype_is_named(model) -> None:
