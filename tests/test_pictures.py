@@ -1,6 +1,7 @@
 """Pictures are exact to the pixel, animations keep every frame, files are whole or not there."""
 
 import base64
+import errno
 import io
 import os
 import re
@@ -198,7 +199,7 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypa
         pictures.save_png(path, np.full((2, 2, 3), np.nan))
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
