@@ -6,9 +6,10 @@ import json
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,7 +49,14 @@ def read_json(path: FilePath, most: int = LARGEST) -> Any:
 
 
 def write_atomically(path: FilePath, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all, in a folder that is made if it is missing.
+    """Write a file whole or not at all, as open_atomically does."""
+    with open_atomically(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def open_atomically(path: FilePath) -> Iterator[IO[bytes]]:
+    """Open a file that takes its name when the body ends well, in a folder that is made if missing.
 
     It replaces what stands there, even a link. Nobody can have put a link in the way of the new
     file, which has an unpredictable name until it is complete. Raises OSError naming the file.
@@ -58,7 +66,7 @@ def write_atomically(path: FilePath, data: bytes | memoryview) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("xb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -1,6 +1,7 @@
 """Sampling: any tableau on a model, on all devices, in batches, with one compilation."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -37,9 +38,19 @@ from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.samplers.tableau import pad, to_float32
-from diffusion_jax.typing import Context, Images, InputError, Variables, choose, require
+from diffusion_jax.typing import (
+    Context,
+    Images,
+    InputError,
+    Scalar,
+    Variables,
+    check_seed,
+    choose,
+    require,
+)
 
 ROWS = 8192  # tables are padded to a multiple of so many rows: 1000 steps of any sampler
+PIXELS = 1024 * 16 * 16  # height * width of the images drawn at once, by default
 REGISTERS = 3  # and to so many registers: the most that a sampler in SAMPLERS uses
 
 
@@ -48,6 +59,10 @@ class Samples(NamedTuple):
 
     images: Float[np.ndarray, "n height width channel"]
     frames: Float[np.ndarray, "F n height width channel"] | None
+
+    def take(self, at: np.ndarray) -> "Samples":
+        """The samples with the numbers in at."""
+        return Samples(self.images[at], None if self.frames is None else self.frames[:, at])
 
 
 class Start(NamedTuple):
@@ -64,12 +79,12 @@ def sample(
     n: int,
     *,
     context: Float[np.ndarray, "n feature"] | None = None,
-    guidance: Guidance | float | None = None,
+    guidance: Guidance | Scalar | None = None,
     worse: Model | None = None,
     threshold: str = "none",
     start: Start | None = None,
     mask: Float[np.ndarray, "n height width 1"] | None = None,
-    seed: int = 0,
+    seed: Scalar = 0,
     frames: Sequence[int] | None = None,
     batch_size: int | None = None,
     devices: Sequence[jax.Device] | None = None,
@@ -77,6 +92,7 @@ def sample(
     how: str | None = None,
     dtype: str = "float32",
     progress: Callable[[int], object] | None = None,
+    keep: Callable[[Samples], Samples] | None = None,
 ) -> Samples:
     """Draw n images. Image i is a function of (model, tableau, seed, i, context[i]) alone.
 
@@ -87,16 +103,19 @@ def sample(
     start: where to start; None is noise, of the standard deviation of the first level.
     mask: 1 where the pixels of start.images are known, and predictions are replaced by them.
     frames: numbers of rows whose states are kept, such as frame_rows gives; None keeps none.
-    batch_size: how many images at once, on all devices; all by default.
+    batch_size: how many images at once, on all devices; by default batches of at most PIXELS.
     rows: run only so many rows; 0 does no more than compile.
     progress: called after each batch with its number of images.
+    keep: maps each batch, in order, to what is returned of it; by default all of it. It can write
+        a batch to a file and keep little, so that memory does not grow with n.
     dtype: what the network computes in, a name in precisions.PRECISIONS; all else is in float32.
     Raises InputError for what does not fit the model, before anything is compiled.
     """
     context = _check_context(model, n, context)
-    if isinstance(guidance, int | float):
+    if guidance is not None and not isinstance(guidance, Guidance):
         guidance = Guidance(guidance)
-    _check(model, n, guidance, worse, threshold, start, mask, seed)
+    seed = check_seed(seed)
+    _check(model, n, guidance, worse, threshold, start, mask)
     devices = list(devices or first_devices(jax.device_count()))
     if start is None:
         images = np.broadcast_to(np.float32(0), (n, *model.network.image_shape))
@@ -121,10 +140,27 @@ def sample(
         None if guidance is None else Guidance(*map(np.float32, guidance)),
     )
     each = (np.arange(n, dtype=np.uint32), context, start.images, mask)
-    images, kept = _in_batches(run, shared, each, batch_size or n, devices, progress)
-    if mask is not None:
-        images = np.where(mask == 1, start.images, images)
-    return Samples(images, kept)
+    size, parts = images_at_once(n, model, batch_size), []
+    for batch in _in_batches(run, shared, each, size, devices):
+        parts.append(batch if keep is None else keep(batch))
+        if progress is not None:
+            progress(len(batch.images))
+    images = np.concatenate([part.images for part in parts])
+    if frames is None:
+        return Samples(images, None)
+    return Samples(images, np.concatenate([part.frames for part in parts], axis=1))
+
+
+def images_at_once(n: int, model: Model, batch_size: int | None = None) -> int:
+    """The images of a batch: as given, or n shared evenly among the fewest batches of PIXELS.
+
+    Raises InputError for a batch_size below 1.
+    """
+    if batch_size is not None:
+        require(batch_size >= 1, f"batch_size={batch_size}: it must be at least 1")
+        return min(n, batch_size)
+    most = max(1, PIXELS // model.config.network.height**2)
+    return math.ceil(n / math.ceil(n / most))
 
 
 def _in_batches(
@@ -133,24 +169,20 @@ def _in_batches(
     each: tuple,
     batch_size: int,
     devices: Sequence[jax.Device],
-    progress: Callable[[int], object] | None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> Iterator[Samples]:
     """Run a program on all images, batch by batch; each: arrays with one element an image."""
     n = len(each[0])
-    batch_size = min(batch_size, n)
     batch_size += -batch_size % len(devices)
     shared = replicate(shared, devices)
-    parts = []
     for first in range(0, n, batch_size):
         at = np.minimum(np.arange(first, first + batch_size), n - 1)  # filled up, and cut below
-        batch = split(jax.tree.map(itemgetter(at), each), len(devices))
-        parts.append(gather(run(*shared, *scatter(batch, devices))))
-        if progress is not None:
-            progress(min(batch_size, n - first))
-    images = np.concatenate([merge(images) for images, _ in parts])[:n]
-    if parts[0][1] is None:
-        return images, None
-    return images, np.concatenate([_merge_frames(kept) for _, kept in parts], axis=1)[:, :n]
+        batch = jax.tree.map(itemgetter(at), each)
+        images, kept = gather(run(*shared, *scatter(split(batch, len(devices)), devices)))
+        images, count = merge(images), min(batch_size, n - first)
+        *_, known_images, mask = batch
+        if mask is not None:
+            images = np.where(mask == 1, known_images, images)
+        yield Samples(images[:count], None if kept is None else _merge_frames(kept)[:, :count])
 
 
 @lru_cache
@@ -201,11 +233,14 @@ def _apply(network: Any, variables: Variables) -> Apply:
 
 
 def initial_noise(
-    model: Model, n: int, seed: int = 0
+    model: Model, n: int, seed: Scalar = 0
 ) -> Float[np.ndarray, "n height width channel"]:
-    """The standard normal noise from which sample starts image 0 .. n - 1 with a seed."""
+    """The standard normal noise from which sample starts image 0 .. n - 1 with a seed.
+
+    sample multiplies it by the tableau's noise_scale. Raises InputError for an invalid seed.
+    """
     ids = jnp.arange(n, dtype=jnp.uint32)
-    return np.asarray(keys_and_noise(seed, ids, model.network.image_shape)[1])
+    return np.asarray(keys_and_noise(check_seed(seed), ids, model.network.image_shape)[1])
 
 
 def keys_and_noise(
@@ -224,10 +259,8 @@ def _check(
     threshold: str,
     start: Start | None,
     mask: np.ndarray | None,
-    seed: int,
 ) -> None:
     """Raise InputError for what sample cannot do with a model."""
-    require(0 <= seed < 2**32, f"seed={seed}: it must be in 0..{2**32 - 1}")
     choose(THRESHOLDS, "threshold", threshold)
     if guidance is not None:
         check_guidance(guidance)

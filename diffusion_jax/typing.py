@@ -1,8 +1,18 @@
 """The vocabulary of the library: arrays by shape, a level of noise, a prediction, and one error."""
 
 import inspect
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, get_args, get_origin, runtime_checkable
+from typing import (
+    Any,
+    NamedTuple,
+    Protocol,
+    SupportsFloat,
+    TypeVar,
+    get_args,
+    get_origin,
+    runtime_checkable,
+)
 
 import jax
 from jaxtyping import Array, Float, UInt8
@@ -13,6 +23,7 @@ Pixels = UInt8[Array, "batch height width channel"]
 Context = Float[Array, "batch feature"]
 Variables = Any  # a Flax tree {"params": ..., "batch_stats": ...}
 Key = jax.Array
+Scalar = SupportsFloat  # a number of Python, NumPy or JAX
 
 T = TypeVar("T")
 
@@ -68,6 +79,19 @@ def require(holds: Any, message: str) -> None:
     """Raise InputError with the message unless it holds."""
     if not holds:
         raise InputError(message)
+
+
+def check_seed(seed: Any, name: str = "seed") -> int:
+    """Return a seed as a Python int. Raises InputError unless it is a whole number in 0..2^32 - 1.
+
+    Whole numbers of NumPy and JAX are accepted, as scalars.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        raise InputError(f"{name}={seed}: it must be a whole number") from None
+    require(0 <= number < 2**32, f"{name}={number}: it must be in 0..{2**32 - 1}")
+    return number
 
 
 def options_of(make: Callable[..., Any]) -> dict[str, Any]:

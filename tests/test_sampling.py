@@ -1,13 +1,16 @@
 """Sampling: a sample depends on its id alone; one compilation; contexts; frames."""
 
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import samplers, timing
 from diffusion_jax.config import Config
 from diffusion_jax.runs import Model
-from diffusion_jax.sampling import frame_rows, sample
+from diffusion_jax.sampling import Samples, frame_rows, images_at_once, initial_noise, sample
 from diffusion_jax.typing import InputError
 
 
@@ -114,6 +117,54 @@ def test_guidance_mixes_the_outputs_with_and_without_context(model, contexts) ->
     assert np.abs(far).max() > 1
     assert np.allclose(draw(500.0) - draw(0.0), far / 2, atol=1e-2)
     assert np.corrcoef(far.ravel(), (draw(1.0) - draw(0.0)).ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("number", [np.float32(2), np.int64(2), jnp.float32(2)])
+def test_numbers_of_numpy_and_jax_are_numbers(model, contexts, number) -> None:
+    def draw(**given) -> np.ndarray:
+        return sample(model, tableau(model, "ddim", 2), 2, context=contexts[:2], **given).images
+
+    expected = draw(guidance=2.0, seed=3)
+    assert np.array_equal(draw(guidance=number, seed=jnp.int32(3)), expected)
+    assert np.array_equal(draw(guidance=number, seed=np.uint8(3)), expected)
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [(3.7, "seed=3.7: it must be a whole number")]
+    + [(seed, f"seed={seed}: it must be in 0..4294967295") for seed in (-1, 2**32)],
+)
+def test_seeds_that_are_refused(model, seed, message: str) -> None:
+    for draw in (
+        lambda: sample(model, tableau(model), 1, seed=seed),
+        lambda: initial_noise(model, 1, seed),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            draw()
+
+
+@pytest.mark.parametrize(("n", "at_once"), [(8, 8), (4096, 4096), (5000, 2500), (10**6, 4082)])
+def test_many_images_are_drawn_in_even_batches(model, n: int, at_once: int) -> None:
+    """Of 4096 images of 8x8, or less."""
+    assert images_at_once(n, model) == at_once
+    assert -(-n // at_once) * at_once - n < -(-n // at_once)
+    with pytest.raises(InputError, match="batch_size=0: it must be at least 1"):
+        images_at_once(n, model, 0)
+
+
+def test_what_is_kept_of_batches_is_what_is_returned(model) -> None:
+    table, seen = tableau(model, "ddim", 2), []
+
+    def keep(batch: Samples) -> Samples:
+        seen.append(batch.images)
+        return batch.take(np.array([1]))
+
+    given = {"frames": [0, 1], "batch_size": 3, "devices": jax.devices()[:1]}
+    whole = sample(model, table, 5, **given)
+    kept = sample(model, table, 5, **given, keep=keep)
+    assert np.array_equal(np.concatenate(seen), whole.images)
+    assert np.array_equal(kept.images, whole.images[[1, 4]])
+    assert np.array_equal(kept.frames, whole.frames[:, [1, 4]])
 
 
 def test_no_images_are_no_sample(model) -> None:
