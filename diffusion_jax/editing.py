@@ -19,6 +19,8 @@ from diffusion_jax.sampling import Start
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
+LONGEST = 100_000  # the most steps of a walk
+
 
 def tail(schedule: NoiseSchedule, grid: Grid, strength: float) -> Grid:
     """The part of a grid with t <= strength T: where SDEdit (Meng et al. 2021, arXiv:2108.01073)
@@ -47,7 +49,9 @@ def repaint(schedule: NoiseSchedule, grid: Grid, jump: int = 10, repeats: int = 
     again, `repeats` times in all, so that unknown pixels come to fit the known ones.
     """
     require(jump >= 1, f"jump={jump}: it must be at least 1")
+    most = max(1, LONGEST // grid.steps)
     require(repeats >= 1, f"repeats={repeats}: it must be at least 1")
+    require(repeats <= most, f"repeats={repeats}: it must be at most {most} for {grid.steps} steps")
     parts = np.split(np.arange(grid.steps), range(jump, grid.steps, jump))
     walk = np.concatenate([np.tile(part, repeats) for part in parts])
     table = ddim(schedule, grid, eta=1.0)

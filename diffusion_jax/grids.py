@@ -5,14 +5,14 @@ leading, trailing and linspace are named as in Lin et al. 2023 (arXiv:2305.08891
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
 from diffusion_jax.schedules import NoiseSchedule, noise_ratio, warp
-from diffusion_jax.typing import InputError, Level
+from diffusion_jax.typing import InputError, Level, check_kind, choose, options_of, require
 
 
 class Grid(NamedTuple):
@@ -161,6 +161,17 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "exponential": exponential,
     "karras": karras,
 }
+
+
+def build(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> Grid:
+    """The named grid of so many steps. Raises InputError for an unknown name or option."""
+    make = choose(GRIDS, "grid", name)
+    kinds = options_of(make)
+    takes = ", ".join(kinds) or "none"
+    for option, value in options.items():
+        require(option in kinds, f"grid {name} takes no {option}: it takes {takes}")
+        check_kind(option, value, kinds[option])
+    return make(schedule, steps, **options)
 
 
 def _between(

@@ -115,7 +115,8 @@ def losses(folder: Path) -> np.ndarray:
 
 def images(folder: Path) -> np.ndarray:
     """The samples of a run."""
-    return np.load(folder / "samples" / "ddim-10" / "samples.npy")
+    (path,) = folder.glob("samples/*/samples.npy")
+    return np.load(path)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -19,36 +19,51 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from diffusion_jax import data, editing, pictures, samplers
-from diffusion_jax.config import Config, DataConfig
+from diffusion_jax import data, editing, grids, pictures, samplers
+from diffusion_jax.config import Config, DataConfig, at_least, at_most
 from diffusion_jax.files import save_npy
-from diffusion_jax.grids import GRIDS, Grid
+from diffusion_jax.grids import Grid
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.sampling import Start, initial_noise, sample
-from diffusion_jax.typing import choose, require
+from diffusion_jax.typing import check_seed, choose, options_of, require
 from experiments.flags import (
     FLAGS,
+    GUIDANCE,
     contexts,
     define_devices,
     define_guidance,
     define_run,
     define_sampler,
+    finite_grid,
     guidance,
     numbers,
     options,
     output_folder,
+    refuse_unread,
     run,
+    variant,
 )
 
 GREY = 0.5  # what hidden pixels look like
 BACK = ("reconstruct", "interpolate")  # the edits in which DDIM goes back
+READ = {  # the flags that an edit reads, of those that not every one does
+    "sdedit": {"images", "pick", "seed", "sampler", "strength"},
+    "inpaint": {"images", "pick", "seed", "mask", "jump", "repeats"},
+    "reconstruct": {"images", "pick", "iterations"},
+    "interpolate": {"images", "pick", "iterations", "seeds", "between"},
+    "contexts": {"seed", "between"},
+}
+LIMITS = {"between": (2, 1000), "iterations": (1, 1000)}
 
 define_devices()
 define_guidance()
 define_run()
 define_sampler(
-    "ddim", "50 on --grid=trailing, or 100 on uniform_logsnr where DDIM goes back", grid=None
+    "ddim",
+    "50 on --grid=trailing, or 100 on uniform_logsnr where DDIM goes back (on trailing where the "
+    "schedule ends in noise alone)",
+    grid=None,
 )
 flags.DEFINE_enum(
     "edit",
@@ -73,7 +88,16 @@ flags.DEFINE_integer("repeats", 5, "inpaint: how often each jump is taken")
 flags.DEFINE_integer("iterations", 5, "calls for each step of an inversion; more is more exact")
 flags.DEFINE_integer("between", 10, "images of an interpolation, the ends included")
 flags.DEFINE_integer("seed", 0, "the seed of the noise")
-flags.DEFINE_string("out", None, "folder of the results; by default RUN/edits/EDIT")
+flags.DEFINE_string(
+    "out", None, "folder of the results; by default RUN/edits/EDIT and the flags that differ"
+)
+
+
+VARIED = (  # the flags that change the results
+    *("step", "sampler", "steps", "grid", "options", "images", "pick", "seeds", "context"),
+    *("strength", "mask", "jump", "repeats", "iterations", "between", "seed", "threshold"),
+    *GUIDANCE,
+)
 
 
 class Editor(NamedTuple):
@@ -84,6 +108,7 @@ class Editor(NamedTuple):
     images: np.ndarray
     context: np.ndarray
     wrappers: dict[str, Any]
+    options: dict[str, Any]
 
     def sample(self, table: samplers.Tableau, start: Start | None, **given: Any) -> np.ndarray:
         """Run a table on all images at once."""
@@ -101,35 +126,61 @@ class Editor(NamedTuple):
         """The images of given noise, by DDIM."""
         return self.sample(samplers.ddim(self.model.schedule, self.grid), Start(noise))
 
+    def noise(self, seed: int) -> np.ndarray:
+        """The state from which sample starts its first image with a seed."""
+        scale = samplers.ddim(self.model.schedule, self.grid).noise_scale
+        return np.float32(scale) * initial_noise(self.model, 1, seed)
+
 
 Rows = dict[str, np.ndarray]  # label -> images, all of one number
 
 
 def main() -> None:
     """Edit, and write what came of it."""
+    check()
     folder = Path(FLAGS.run)
     settings = load_config(folder)
-    edit = EDITS[FLAGS.edit]
-    schedule = settings.diffusion.build()
-    back = FLAGS.edit in BACK
-    steps = min(100 if back else 50, schedule.steps) if FLAGS.steps is None else FLAGS.steps
-    grid = GRIDS[FLAGS.grid or ("uniform_logsnr" if back else "trailing")](schedule, steps)
+    grid, own = choose_grid(settings)
     wrappers = guidance(settings)
-    out = output_folder("out", folder / "edits" / FLAGS.edit)
+    out = output_folder("out", folder / "edits" / variant(FLAGS.edit, *VARIED))
     images, context = inputs(settings)
-    editor = Editor(load_model(folder, FLAGS.step), grid, images, context, wrappers)
-    rows = edit(editor)
+    editor = Editor(load_model(folder, FLAGS.step), grid, images, context, wrappers, own)
+    rows = EDITS[FLAGS.edit](editor)
     sheet = pictures.grid(np.concatenate(list(rows.values())), labels=list(rows))
     save_npy(out / "edited.npy", list(rows.values())[-1])
     pictures.save_png(out / "edited.png", sheet)
     print(f"written: {out / 'edited.png'}, {out / 'edited.npy'}")
 
 
+def check() -> None:
+    """Raise InputError for flags that this edit does not read, and numbers out of bounds."""
+    known = set().union(*READ.values())
+    refuse_unread(f"--edit={FLAGS.edit}", *sorted(known - READ[FLAGS.edit]))
+    if FLAGS.seeds:
+        refuse_unread("--seeds", "images", "pick", "iterations")
+    for name, (least, most) in LIMITS.items():
+        number = FLAGS.get_flag_value(name, least)
+        at_least(name, number, least)
+        at_most(name, number, most)
+    check_seed(FLAGS.seed)
+
+
+def choose_grid(settings: Config) -> tuple[Grid, dict[str, Any]]:
+    """The grid, and those of --options that are the sampler's."""
+    schedule, back = settings.diffusion.build(), FLAGS.edit in BACK
+    steps = min(100 if back else 50, schedule.steps) if FLAGS.steps is None else FLAGS.steps
+    name = FLAGS.grid or (finite_grid(schedule) if back else "trailing")
+    given = options(FLAGS.options)
+    takes = options_of(samplers.SAMPLERS[FLAGS.sampler]) if FLAGS.edit == "sdedit" else {}
+    own = {option: given.pop(option) for option in takes if option in given}
+    return grids.build(name, schedule, steps, **given), own
+
+
 def sdedit(editor: Editor) -> Rows:
     """The images, with noise, and what a sampler makes of that."""
     schedule = editor.model.schedule
     grid = editing.tail(schedule, editor.grid, FLAGS.strength)
-    table = samplers.build(FLAGS.sampler, schedule, grid.steps, grid, **options(FLAGS.options))
+    table = samplers.build(FLAGS.sampler, schedule, grid.steps, grid, **editor.options)
     start = editing.noised(editor.images, table)
     noisy = editor.sample(table, start, rows=0)
     return {"image": editor.images, "noise": noisy, "edited": editor.sample(table, start)}
@@ -159,9 +210,7 @@ def interpolate(editor: Editor) -> Rows:
     if FLAGS.seeds:
         seeds = numbers("seeds", int)
         require(len(seeds) == 2, f"seeds={','.join(FLAGS.seeds)}: it must be two numbers")
-        inside = all(0 <= seed < 2**32 for seed in seeds)
-        require(inside, f"seeds={','.join(FLAGS.seeds)}: they must be in 0..{2**32 - 1}")
-        ends = np.concatenate([initial_noise(editor.model, 1, seed) for seed in seeds])
+        ends = np.concatenate([editor.noise(check_seed(seed, "seeds")) for seed in seeds])
     else:
         require(
             len(editor.images) == 2,
@@ -179,7 +228,7 @@ def mix_contexts(editor: Editor) -> Rows:
     places = np.linspace(0, 1, FLAGS.between)
     row = editor._replace(context=mixed(editor.context, places))
     seeds = range(FLAGS.seed, FLAGS.seed + 4)
-    noises = {f"seed {seed}": initial_noise(editor.model, 1, seed) for seed in seeds}
+    noises = {f"seed {seed}": editor.noise(seed) for seed in seeds}
     return {
         label: row.denoise(np.repeat(noise, len(places), axis=0)) for label, noise in noises.items()
     }
@@ -201,7 +250,6 @@ def mixed(ends: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
     """The images to edit, in [-1, 1], and their contexts."""
-    require(FLAGS.between >= 2, f"between={FLAGS.between}: it must be at least 2")
     if FLAGS.edit == "contexts" or FLAGS.seeds:
         return np.empty((0, 1, 1, 1), np.float32), two_contexts(settings)
     source = settings.data
@@ -218,7 +266,10 @@ def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
         require(0 <= index <= last, f"pick={index}: the images are numbered 0 to {last}")
     images = dataset.images[chosen].astype(np.float32) / 127.5 - 1
     if FLAGS.context is not None:
-        return images, np.repeat(contexts(settings)[:1], len(chosen), axis=0)
+        vectors = contexts(settings)
+        fits = len(vectors) in (1, len(chosen))
+        require(fits, f"context={FLAGS.context!r}: it must be one, or one for each image")
+        return images, np.broadcast_to(vectors, (len(chosen), vectors.shape[1]))
     if FLAGS.images is not None:
         return images, np.zeros((len(chosen), settings.network.n_cfeat), np.float32)
     return images, np.asarray(dataset.labels[chosen], np.float32)

@@ -1,11 +1,14 @@
 """Flags shared by the apps: the configuration's fields as flags, and errors as one line."""
 
 import dataclasses
+import inspect
 import math
 import os
+import re
 import sys
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from diffusion_jax.grids import GRIDS
 from diffusion_jax.locks import check_writable
 from diffusion_jax.runs import load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau
-from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.schedules import SCHEDULES, NoiseSchedule
 from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
 from experiments.terminal import outputs
@@ -31,6 +34,11 @@ flags.disclaim_key_flags()  # the flags belong to the app that calls the functio
 FLAGS = flags.FLAGS
 SHIPPED = "checkpoints/sprites"  # the model that comes with the project
 WORTH_KEEPING = 0.1  # seconds of compilation
+LONGEST_NAME = 120  # characters of the name of a file or a folder
+GUIDANCE = (
+    *("guidance", "guidance_interval", "guidance_rescale", "cfg_plus_plus"),
+    *("autoguidance", "autoguidance_step"),
+)
 STEPS = {"ddpm": 500, "sa_solver": 10}  # by default, where it is not 25
 
 
@@ -52,10 +60,48 @@ def config() -> Config:
     }
     if "class_frequencies" in values:
         values["class_frequencies"] = tuple(numbers("class_frequencies"))
-    for name in ("n_images", "data_seed", "class_frequencies"):
-        if values.get("images") and name in values:
-            raise InputError(f"{name}: --images says which images there are; it is for drawn ones")
-    return PRESETS[FLAGS.preset]().override(**values)
+    chosen = PRESETS[FLAGS.preset]().override(**values)
+    _refuse_unread_fields(chosen)
+    return chosen
+
+
+def _refuse_unread_fields(chosen: Config) -> None:
+    """Raise InputError for a flag that the rest of the configuration leaves without effect."""
+    training, schedule = chosen.training, chosen.diffusion.schedule
+    betas = {"beta_min", "beta_max"} - inspect.signature(SCHEDULES[schedule]).parameters.keys()
+    refuse_unread(f"--schedule={schedule}", *sorted(betas))
+    power = training.ema_profile == "power"
+    unread = "ema_decay" if power else "ema_sigma_rel"
+    refuse_unread(f"--ema_profile={training.ema_profile}", unread)
+    if chosen.data.null_context:
+        refuse_unread("--null_context", "keep_probability")
+    if chosen.data.images:
+        refuse_unread("a run on --images", "n_images", "data_seed", "class_frequencies")
+
+
+def refuse_unread(where: str, *names: str) -> None:
+    """Raise InputError if the command line has one of the flags, which `where` does not read."""
+    for name in names:
+        require(not FLAGS[name].present, f"{name}: {where} does not read it: leave it out")
+
+
+def variant(name: str, *flags_: str) -> str:
+    """A name for results, with the flags that differ from their defaults: ddim-25-seed=3.
+
+    Characters that are awkward in a file's name become _; a checksum then keeps names distinct.
+    """
+    given = [
+        (flag, FLAGS[flag].value) for flag in flags_ if FLAGS[flag].value != FLAGS[flag].default
+    ]
+    words = [f"{flag}={','.join(v) if isinstance(v, list) else v}" for flag, v in given]
+    whole = "-".join([name, *words])
+    plain = re.sub(r"[^\w.,=+-]+", "_", whole, flags=re.ASCII)[:LONGEST_NAME]
+    return plain if plain == whole else f"{plain}-{zlib.crc32(whole.encode(errors='replace')):08x}"
+
+
+def finite_grid(schedule: NoiseSchedule) -> str:
+    """The grid that is even in log-SNR, or trailing where the last level is noise alone."""
+    return "uniform_logsnr" if np.isfinite(schedule.ratio[-1]) else "trailing"
 
 
 def define_run() -> None:
@@ -120,9 +166,11 @@ def define_guidance() -> None:
 def guidance(settings: Config) -> dict[str, Any]:
     """What those flags say, as arguments of sample. Raises InputError for what cannot be."""
     if FLAGS.guidance is None:
-        for name in ("guidance_interval", "guidance_rescale", "cfg_plus_plus", "autoguidance"):
-            require(not FLAGS[name].value, f"{name} needs --guidance, its scale")
+        for name in GUIDANCE[1:]:
+            require(not FLAGS[name].present, f"{name} needs --guidance, its scale")
         return {"threshold": FLAGS.threshold}
+    if not FLAGS.autoguidance:
+        refuse_unread("guidance without --autoguidance", "autoguidance_step")
     without = settings.data.null_context or settings.training.keep_probability in (0, 1)
     require(
         FLAGS.autoguidance or not without,

@@ -14,6 +14,7 @@ from diffusion_jax.sampling import frame_rows, sample
 
 SAMPLERS = (("ddim", 25), ("ddpm", 500))
 EACH = 8  # images of a class
+CLASSES = 16  # the most that a report shows
 
 
 def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> Path:
@@ -44,12 +45,15 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
 
 
 def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
-    """A context for each class, with its name; none alone, for a model trained without."""
+    """A context for each class, with its name; none alone, for a model trained without.
+
+    Of many classes, the first CLASSES.
+    """
     config = model.config
     if config.data.null_context:
         return ["no context"], np.zeros((1, config.network.n_cfeat), np.float32)
     classes = contexts.by_class(config.data.class_names)
-    return list(classes), np.stack(list(classes.values()))
+    return list(classes)[:CLASSES], np.stack(list(classes.values())[:CLASSES])
 
 
 def versions(run: Path) -> str:
@@ -80,7 +84,9 @@ def summary(run: Path, model: Model) -> dict[str, object]:
     records = metrics.read(run / "metrics.jsonl")
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model.variables["params"]))
     last = [record["loss"] for record in records[-100:] if record["loss"] is not None]
-    return {
+    count = len(model.config.data.class_names)
+    many: dict[str, object] = {"classes": f"{count}, of which the first {CLASSES} are shown"}
+    return (many if count > CLASSES else {}) | {
         "parameters": f"{parameters:,}",
         "steps": f"{len(records):,}",
         "loss": f"{np.mean(last):.4f} (mean of the last {len(last)} steps)" if last else "unknown",

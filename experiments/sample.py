@@ -12,9 +12,9 @@ long sampling took, with compilation told apart.
 
 import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,16 +22,17 @@ from absl import flags
 
 from diffusion_jax import pictures
 from diffusion_jax.config import Config, at_least, at_most
-from diffusion_jax.files import save_npy
+from diffusion_jax.files import open_atomically
 from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
 from diffusion_jax.precisions import PRECISIONS
 from diffusion_jax.runs import Model, load_config, load_model
 from diffusion_jax.samplers import Tableau
-from diffusion_jax.sampling import Samples, frame_rows, sample
+from diffusion_jax.sampling import Samples, frame_rows, images_at_once, sample
 from diffusion_jax.timing import process_seconds
 from diffusion_jax.typing import require
 from experiments.flags import (
     FLAGS,
+    GUIDANCE,
     contexts,
     define_devices,
     define_guidance,
@@ -41,13 +42,20 @@ from experiments.flags import (
     describe,
     guidance,
     output_folder,
+    refuse_unread,
     run,
     say,
     tableau,
+    variant,
 )
 
 LARGEST = 1_000_000  # the most images of one call
+SHOWN = 256  # the most images in a picture
 COLUMNS = 16  # the widest row of a picture
+VARIED = (  # the flags that change the images
+    *("step", "grid", "options", "eta", "variance", "n", "seed", "context", "dtype", "threshold"),
+    *GUIDANCE,
+)
 
 define_devices()
 define_guidance()
@@ -57,7 +65,7 @@ define_sampler()
 flags.DEFINE_float("eta", None, "ddim: 0 is deterministic, 1 as noisy as ddpm")
 flags.DEFINE_enum("variance", None, ["beta", "posterior"], "ddpm: the variance of its noise")
 flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
-flags.DEFINE_integer("batch_size", None, "images at once; by default all")
+flags.DEFINE_integer("batch_size", None, "images at once; by default up to 1024 of 16x16")
 flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
 flags.DEFINE_string(
     "context",
@@ -78,12 +86,17 @@ flags.DEFINE_enum(
     "what the network computes in; tf32: float32 with products rounded to TF32 on GPUs",
 )
 flags.DEFINE_enum("scaling", "clip", list(pictures.SCALINGS), "how values become colours")
-flags.DEFINE_string("out", None, "folder of the pictures; by default RUN/samples/SAMPLER-STEPS")
+flags.DEFINE_string(
+    "out",
+    None,
+    "folder of the results; by default RUN/samples/SAMPLER-STEPS and the flags that differ from "
+    "their defaults",
+)
 flags.DEFINE_list("compare", None, "time samplers side by side, such as ddpm:500,ddim:25")
 
 
 class Timed(NamedTuple):
-    """Samples, the seconds that they took, and the seconds of compilation before."""
+    """The samples to show, the seconds that all took, and the seconds of compilation before."""
 
     samples: Samples
     seconds: float
@@ -99,26 +112,49 @@ class Job(NamedTuple):
     devices: Sequence[jax.Device]
     wrappers: dict[str, Any]
 
-    def run(self, table: Tableau, frames: Sequence[int] | None = None) -> Timed:
-        """Sample, after a run of no rows that does no more than compile."""
-        go = partial(
-            sample,
-            self.model,
-            table,
-            len(self.context),
-            context=self.context,
-            **self.wrappers,
-            seed=FLAGS.seed,
-            frames=frames,
-            batch_size=FLAGS.batch_size,
-            devices=self.devices,
-            dtype=FLAGS.dtype,
-        )
+    def run(
+        self,
+        table: Tableau,
+        shown: np.ndarray,
+        frames: Sequence[int] | None = None,
+        file: IO[bytes] | None = None,
+    ) -> Timed:
+        """Sample, after a run of no rows that does no more than compile.
+
+        Keep the images with the numbers in shown, and write all to a file.
+        """
+        first = 0
+
+        def keep(batch: Samples) -> Samples:
+            nonlocal first
+            finite = np.all(np.isfinite(batch.images))
+            require(finite, f"run={FLAGS.run}: its samples are not finite numbers")
+            if file is not None:
+                file.write(batch.images.tobytes())
+            at = shown[(first <= shown) & (shown < first + len(batch.images))] - first
+            first += len(batch.images)
+            return batch.take(at)
+
+        def go(n: int, **given: Any) -> Samples:
+            given |= self.wrappers | {"context": self.context[:n], "batch_size": size}
+            given |= {"frames": frames, "devices": self.devices}
+            return sample(self.model, table, n, seed=FLAGS.seed, dtype=FLAGS.dtype, **given)
+
+        size = images_at_once(len(self.context), self.model, FLAGS.batch_size)
         begin = time.perf_counter()
-        go(rows=0)
+        go(size, rows=0)
         compiled = time.perf_counter()
-        samples = go()
+        samples = go(len(self.context), keep=keep)
         return Timed(samples, time.perf_counter() - compiled, compiled - begin)
+
+    def shown(self) -> tuple[dict[str, int], np.ndarray]:
+        """How many images of each name a picture shows, and the numbers of these images."""
+        each = max(1, SHOWN // len(self.names))
+        counts = np.array(list(self.names.values()))
+        starts = np.cumsum(counts) - counts
+        names = {name: min(each, count) for name, count in list(self.names.items())[:SHOWN]}
+        counted = zip(names.values(), starts[: len(names)], strict=True)
+        return names, np.concatenate([start + np.arange(count) for count, start in counted])
 
 
 def main() -> None:
@@ -129,7 +165,8 @@ def main() -> None:
         names, context = choose_contexts(settings)
         wrappers = guidance(settings)
         plans = choose_samplers(settings)
-        out = output_folder("out", folder / "samples" / ("" if FLAGS.compare else plans[0][0]))
+        named = "" if FLAGS.compare else variant(plans[0][0], *VARIED)
+        out = output_folder("out", folder / "samples" / named)
         count = FLAGS.devices
         devices = first_devices(len(context)) if count is None else choose_devices(count, count)
     job = Job(load_model(folder, FLAGS.step), names, context, devices, wrappers)
@@ -146,6 +183,7 @@ def choose_samplers(settings: Config) -> list[tuple[str, Tableau]]:
     named = {key: FLAGS[key].value for key in ("eta", "variance") if FLAGS[key].value is not None}
     if not FLAGS.compare:
         return [tableau(schedule, FLAGS.sampler, FLAGS.steps, **named)]
+    refuse_unread("--compare", "sampler", "steps", "frames")
     plans = []
     for word in FLAGS.compare:
         name, _, steps = word.partition(":")
@@ -186,8 +224,16 @@ def draw(out: Path, job: Job, label: str, table: Tableau) -> None:
     frames = None
     if FLAGS.frames != "none":
         frames = frame_rows(table, job.model.schedule.steps, FLAGS.frames)
-    samples, seconds, compilation = job.run(table, frames)
-    names, n = job.names, len(job.context)
+    n = len(job.context)
+    names, shown = job.shown()
+    with ExitStack() as held:
+        file = None
+        if is_first():
+            file = held.enter_context(open_atomically(out / "samples.npy"))
+            shape = (n, *job.model.network.image_shape)
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+        samples, seconds, compilation = job.run(table, shown, frames, file)
     say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"
@@ -195,24 +241,29 @@ def draw(out: Path, job: Job, label: str, table: Tableau) -> None:
     say(f"the images were there {process_seconds():.1f} s after the start of the process")
     if not is_first():
         return
+    if len(shown) < n:
+        say(f"the pictures show {len(shown)} of the {n} images")
     layout = {"scaling": FLAGS.scaling, "columns": columns(names)}
     labels = row_labels(names)
     sheet = pictures.grid(by_rows(samples.images, names), labels=labels, **layout)
-    save_npy(out / "samples.npy", samples.images)
     pictures.save_png(out / "samples.png", sheet)
+    written = ["samples.npy", "samples.png"]
     if samples.frames is not None:
         moving = np.stack([by_rows(frame, names) for frame in samples.frames])
         pictures.save_gif(out / "denoising.gif", moving, scale=3, **layout)
         pictures.save_html(out / "denoising.html", moving, scale=3, **layout)
-    say(f"written: {', '.join(str(path) for path in sorted(out.iterdir()))}")
+        written = ["denoising.gif", "denoising.html", *written]
+    say(f"written: {', '.join(str(out / name) for name in written)}")
 
 
 def compare(out: Path, job: Job, plans: Sequence[tuple[str, Tableau]]) -> None:
     """Time samplers one after the other, and show what they draw from the same noise."""
     say(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
     rows, slowest, n = {}, 0.0, len(job.context)
+    wide = min(COLUMNS, n)
+    shown = np.linspace(0, n - 1, wide).astype(int)  # some of every context
     for label, table in plans:
-        samples, seconds, compilation = job.run(table)
+        samples, seconds, compilation = job.run(table, shown)
         slowest = max(slowest, seconds)
         say(f"{label:12} {table.rows:11} {seconds:9.2f} {n / seconds:9.1f} {compilation:10.1f} s")
         rows[label] = (samples.images, seconds)
@@ -220,11 +271,9 @@ def compare(out: Path, job: Job, plans: Sequence[tuple[str, Tableau]]) -> None:
         say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
     if not is_first():
         return
-    wide = min(COLUMNS, n)
-    first = np.linspace(0, n - 1, wide).astype(int)  # some of every context
-    images = np.concatenate([images[first] for images, _ in rows.values()])
+    images = np.concatenate([images for images, _ in rows.values()])
     sheet = pictures.grid(images, labels=list(rows), columns=wide, scaling=FLAGS.scaling)
-    path = out / f"compare-{'-'.join(rows)}.png"
+    path = out / f"{variant('-'.join(['compare', *rows]), *VARIED)}.png"
     pictures.save_png(path, sheet)
     say(f"written: {path}")
 

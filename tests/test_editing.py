@@ -113,6 +113,11 @@ def test_walks_that_cannot_be(jump: int, repeats: int) -> None:
         editing.repaint(SCHEDULE, grids.trailing(SCHEDULE, 4), jump, repeats)
 
 
+def test_walks_are_bounded() -> None:
+    with pytest.raises(InputError, match="repeats=100000000: it must be at most 25000 for 4 steps"):
+        editing.repaint(SCHEDULE, grids.trailing(SCHEDULE, 4), 10, 10**8)
+
+
 def test_slerp_keeps_the_length_of_noise() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
     path = editing.slerp(a, b, np.linspace(0, 1, 5))
