@@ -5,6 +5,7 @@ The defaults are the course notes' hyperparameters. Each field's help becomes an
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy import ndarray
 
 from diffusion_jax import augmentation, averages, losses, parameterizations, schedules
 from diffusion_jax.averages import EMA_PROFILES
-from diffusion_jax.data import Dataset
+from diffusion_jax.data import UNKNOWN, Dataset, changes, check_class_names
 from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
 from diffusion_jax.networks import NETWORKS
 from diffusion_jax.optimizers import LR_SCHEDULES
@@ -66,6 +67,7 @@ class DataConfig:
         "how often each class is drawn; by default as in the course's file",
     )
     data_seed: int = option(0, "the seed of the drawn sprites")
+    fingerprint: tuple[str, ...] = ()  # of the data: see data.fingerprint
 
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
@@ -77,6 +79,9 @@ class DataConfig:
             raise InputError(f"held_out={self.held_out}: it must be in [0, 1)")
         if len(self.class_names) > 1024:
             raise InputError(f"class_names: {len(self.class_names)} of them: at most 1024")
+        check_class_names(self.class_names)
+        if self.fingerprint not in ((), UNKNOWN) and len(self.fingerprint) != 4:
+            raise InputError(f"fingerprint={self.fingerprint}: it must be four texts")
         if self.labels and not self.images:
             raise InputError(f"labels={self.labels!r} without images: give --images too")
         if len(set(self.class_names)) < len(self.class_names):
@@ -279,7 +284,10 @@ class Config:
         return Config(**groups)
 
     def fill_in(self, dataset: Dataset) -> "Config":
-        """The configuration with what the data decides. Raises InputError if they do not fit."""
+        """The configuration with what the data decides, and where it is, by absolute paths.
+
+        Raises InputError if they do not fit.
+        """
         seen = len(dataset.images) * self.training.epochs + self.training.batch_size
         if seen >= 2**31:
             raise InputError(f"epochs={self.training.epochs}: too many for int32 step counters")
@@ -288,6 +296,9 @@ class Config:
             in_channels=dataset.images.shape[3],
             n_cfeat=dataset.labels.shape[1],
             class_names=dataset.class_names,
+            fingerprint=dataset.fingerprint,
+            images=self.data.images and os.path.abspath(self.data.images),
+            labels=self.data.labels and os.path.abspath(self.data.labels),
         )
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -319,14 +330,24 @@ class Config:
                     kind = type(getattr(group.default, name)).__name__
                     raise InputError(f"{source}: {name}={value!r}: it must be of type {kind}")
             groups[group.name] = cls(**fields)
-        return Config(**groups)
+        config = Config(**groups)
+        names, features = config.data.class_names, config.network.n_cfeat
+        if names and len(names) != features:
+            raise InputError(f"{source}: {len(names)} class_names for n_cfeat={features}")
+        return config
 
     def differences(self, other: "Config") -> list[str]:
-        """Lines "name: ours -> theirs" of the fields that differ."""
+        """Lines "name: ours -> theirs" of the fields that differ, and how the data differ.
+
+        The same data may be elsewhere.
+        """
         theirs = other.to_dict()
-        return [
+        mine, yours = self.data.fingerprint, other.data.fingerprint
+        passed = {"fingerprint", *(("images", "labels") if mine and mine == yours else ())}
+        changed = changes(mine, yours)
+        return [f"data: {changed}"] * bool(changed) + [
             f"{name}: {value!r} -> {theirs[group][name]!r}"
             for group, fields in self.to_dict().items()
             for name, value in fields.items()
-            if value != theirs[group][name]
+            if value != theirs[group][name] and name not in passed
         ]

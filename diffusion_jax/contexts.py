@@ -11,7 +11,7 @@ def parse(text: str, class_names: tuple[str, ...]) -> Float32[ndarray, "context 
     """Contexts separated by ";": "hero; food=0.6,spell=0.4; 1,0,0.6,0,0; none".
 
     Each is a list of class names with or without a weight, a number for each class, or none.
-    Raises InputError naming the part that cannot be read.
+    Raises InputError naming the part that cannot be read, or that can be read in two ways.
     """
     parts = [part.strip() for part in text.split(";") if part.strip()]
     if not parts:
@@ -30,17 +30,25 @@ def by_class(class_names: tuple[str, ...]) -> dict[str, Float32[ndarray, "featur
 
 
 def _vector(part: str, class_names: tuple[str, ...]) -> list[float]:
-    fields = [field.strip() for field in part.split(",")]
+    fields = [part] if part in class_names else [field.strip() for field in part.split(",")]
     vector = [0.0] * len(class_names)
     if part == "none":
         return vector
+    named = all(field in class_names for field in fields)
     numbers = [_number(field) for field in fields]
-    if None not in numbers:
+    if named and len(fields) == len(class_names) > 1 and None not in numbers:
+        raise InputError(
+            f"context {part!r} could be names or numbers: write {fields[0]}=1 for the class, or "
+            f"{numbers[0]:.2f} for the number"
+        )
+    if None not in numbers and not named:
         if len(numbers) != len(class_names):
             raise InputError(f"context {part!r} has {len(numbers)} numbers: {_advice(class_names)}")
         return [float(number) for number in numbers if number is not None]
     for field in fields:
         name, equals, weight = (word.strip() for word in field.partition("="))
+        if field in class_names:
+            name, equals = field, ""
         value = _number(weight) if equals else 1.0
         if name not in class_names or value is None:
             raise InputError(f"context {field!r} is not understood: {_advice(class_names)}")

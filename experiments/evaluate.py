@@ -5,16 +5,19 @@
   python -m experiments.evaluate --samples=samples.npy
 
 Prints each measure with its standard error, beside what real images get against other real ones;
-writes RUN/evaluation/SAMPLER-STEPS.json and .html. The classifier whose features are compared is
-trained on first use and kept as RUN/evaluation/classifier.npz.
+writes RUN/evaluation/NAME.json and .html, where NAME is SAMPLER-STEPS and what else is not the
+default. The classifier whose features are compared is trained on first use and kept as
+RUN/evaluation/classifier.npz.
 
 Contexts of the samples are the labels of the real images that they are held against, so that both
 sets have the same proportions of classes.
 """
 
 import json
+import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +27,16 @@ from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import environment, evaluation
-from diffusion_jax.config import Config, at_least
+from diffusion_jax.config import Config, at_least, at_most
 from diffusion_jax.data import load_npy
-from diffusion_jax.evaluation import LEAST, Real, Row, classifier
-from diffusion_jax.files import write_atomically
+from diffusion_jax.evaluation import LEAST, MOST, Real, Row, classifier
+from diffusion_jax.files import read_json, write_atomically
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.reports import Section, gallery, table, write_report
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import sample
-from diffusion_jax.typing import require
+from diffusion_jax.typing import InputError, require
 from experiments.flags import (
     FLAGS,
     define_devices,
@@ -49,12 +52,12 @@ from experiments.flags import (
 )
 
 EACH = 16  # images of a row in the report
-RECORDED = (
-    *("run", "step", "sampler", "steps", "grid", "options"),
-    *("guidance", "guidance_interval", "guidance_rescale", "cfg_plus_plus", "autoguidance"),
-    "threshold",
-    *("n", "real_n", "samples", "batch_size", "seed"),
+ROWS = 32  # classes in the report
+CHANGING = (  # flags of drawing that are in the name where they are not the default
+    *("step", "grid", "options", "guidance", "guidance_interval", "guidance_rescale"),
+    *("cfg_plus_plus", "autoguidance", "autoguidance_step", "threshold", "n", "seed"),
 )
+DRAWING = ("sampler", "steps", *CHANGING)
 
 define_devices()
 define_guidance()
@@ -66,7 +69,7 @@ flags.DEFINE_string("samples", None, "measure this .npy file of images instead o
 flags.DEFINE_integer("batch_size", 500, "images sampled at once")
 flags.DEFINE_integer("seed", 0, "the seed of the samples")
 flags.DEFINE_string("out", None, "the folder to write to; by default RUN/evaluation")
-flags.DEFINE_string("name", None, "the files' name; by default SAMPLER-STEPS, or the file's")
+flags.DEFINE_string("name", None, "the files' name; by default of the settings, or the file's")
 
 
 def main() -> None:
@@ -77,6 +80,7 @@ def main() -> None:
     wrappers = guidance(config)
     name, sampler = plan(config)
     out = output_folder("out", folder / "evaluation")
+    check_name(out / f"{name}.json")
     given = read_samples(config) if FLAGS.samples else None
     model = None if FLAGS.samples else load_model(folder, FLAGS.step)
     count = FLAGS.devices
@@ -105,19 +109,41 @@ def main() -> None:
 
 
 def check() -> None:
-    """Raise InputError for flags that cannot be."""
-    at_least("n", LEAST if FLAGS.samples else FLAGS.n, LEAST)
-    at_least("real_n", FLAGS.real_n, LEAST)
-    at_least("batch_size", FLAGS.batch_size, 1)
+    """Raise InputError for flags that are out of range, or of no effect."""
+    given = [name for name in (*DRAWING, "batch_size") if FLAGS.samples and FLAGS[name].present]
+    require(not given, f"{', '.join(given)}: of no effect on --samples, which are not drawn here")
+    bounds = (("n", LEAST, MOST), ("real_n", LEAST, MOST), ("batch_size", 1, 2**16))
+    for name, least, most in bounds:
+        at_least(name, FLAGS.get_flag_value(name, 0), least)
+        at_most(name, FLAGS.get_flag_value(name, 0), most)
     require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
 
 
 def plan(config: Config) -> tuple[str, Tableau]:
     """The name of the files and the sampler's table. Raises InputError for what cannot be."""
     label, table = tableau(config.diffusion.build(), FLAGS.sampler, FLAGS.steps)
+    for flag in (*CHANGING, "real_n"):
+        if (value := FLAGS[flag].value) != FLAGS[flag].default:
+            label += f"-{flag}={','.join(value) if isinstance(value, list) else value}"
+    label = re.sub(r"[^\w.,=+-]", "_", label)
     name = FLAGS.name or (Path(FLAGS.samples).stem if FLAGS.samples else label)
     require(Path(name).name == name, f"name={name!r}: it must be a file's name, without a folder")
     return name, table
+
+
+def settings() -> dict[str, Any]:
+    """The flags that decide the results."""
+    names = ("run", "real_n", *(("samples",) if FLAGS.samples else DRAWING))
+    return {name: FLAGS[name].value for name in names}
+
+
+def check_name(path: Path) -> None:
+    """Raise InputError if the results of other settings, of which it knows, are stored there."""
+    stored = None
+    with suppress(OSError, InputError, LookupError, TypeError):
+        stored = read_json(path)["flags"]
+    same = stored is None or stored == json.loads(json.dumps(settings()))
+    require(same, f"{path} holds results of other settings: give another --name, or remove it")
 
 
 def read_samples(config: Config) -> np.ndarray:
@@ -175,7 +201,8 @@ def write(
         },
         "real": real.origin,
         "seconds": seconds,
-        "flags": {flag: FLAGS[flag].value for flag in RECORDED},
+        "flags": settings(),
+        "batch_size": FLAGS.batch_size,
         "devices": describe(devices),
         "versions": environment.versions(),
     }
@@ -197,11 +224,9 @@ def report(
         owner = labels.argmax(1)
         rows = {
             label: images[owner == number][:EACH]
-            for number, label in enumerate(real.reference.class_names)
+            for number, label in enumerate(real.reference.class_names[:ROWS])
             if np.any(owner == number)
         }
-    chosen = np.argsort(near.distances[:, 0])[:EACH]
-    pairs = {"samples": images[chosen], "training": real.seen.images[near.indices[chosen, 0]]}
     numbers = {
         "samples": {label: row.samples for label, row in measured.items()},
         "real against real": {label: row.real for label, row in measured.items()},
@@ -209,8 +234,12 @@ def report(
     sections = [
         Section("Measures, with standard errors", table(numbers)),
         Section("Samples", gallery(rows, columns=EACH)),
-        Section("The samples nearest to training images", gallery(pairs, columns=EACH)),
     ]
+    if real.seen is not None:
+        chosen = np.argsort(near.distances[:, 0])[:EACH]
+        pairs = {"samples": images[chosen], "training": real.seen.images[near.indices[chosen, 0]]}
+        heading = "The samples nearest to training images"
+        sections.append(Section(heading, gallery(pairs, columns=EACH)))
     summary = {"samples": len(images), "real images": real.origin}
     write_report(path, title=f"{FLAGS.run}, {name}", summary=summary, sections=sections)
 

@@ -19,9 +19,9 @@ from absl import flags
 from tqdm import tqdm
 
 from diffusion_jax import evaluation
-from diffusion_jax.config import at_least
+from diffusion_jax.config import at_least, at_most
 from diffusion_jax.data import Dataset
-from diffusion_jax.evaluation import LEAST
+from diffusion_jax.evaluation import LEAST, MOST
 from diffusion_jax.evaluation.estimate import Estimate, mean
 from diffusion_jax.evaluation.likelihood import diffrax
 from diffusion_jax.files import write_atomically
@@ -48,8 +48,9 @@ flags.DEFINE_string("out", None, "the folder to write to; by default RUN/evaluat
 
 def main() -> None:
     """Measure held-out images, write what came of it."""
-    for name, least in (("n", 2), ("probes", 1), ("batch_size", 1)):
+    for name, least, most in (("n", 2, MOST), ("probes", 1, 1000), ("batch_size", 1, 2**16)):
         at_least(name, FLAGS.get_flag_value(name, 0), least)
+        at_most(name, FLAGS.get_flag_value(name, 0), most)
     require(0 <= FLAGS.seed < 2**32, f"seed={FLAGS.seed}: it must be in 0..{2**32 - 1}")
     unknown = [way for way in FLAGS.by if way not in WAYS]
     require(FLAGS.by and not unknown, f"by={','.join(FLAGS.by)}: choose from {', '.join(WAYS)}")

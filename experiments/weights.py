@@ -4,17 +4,18 @@
   python -m experiments.weights --from=checkpoints/demo --to=demo.safetensors
 
 The network's shape is read off the tensors. The flags of the configuration, such as --schedule and
---timesteps, say on what forward process the weights were trained.
+--timesteps, say on what forward process the weights were trained, and --images and --labels on what
+images; without these, evaluation compares with drawn sprites and cannot look for copies.
 """
 
 from pathlib import Path
 
 from absl import flags
 
-from diffusion_jax.data import default_class_names
+from diffusion_jax import data
 from diffusion_jax.networks import torch_weights
 from diffusion_jax.runs import check_new, load_model, save_model, variable_shapes
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 from experiments.flags import FLAGS, config, define_config, run
 
 define_config()
@@ -48,12 +49,23 @@ def to_run(source: Path, folder: Path) -> None:
     check_new(folder)
     state_dict = torch_weights.read_state_dict(source)
     fields = torch_weights.infer_fields(state_dict)
-    names = config().data.class_names or default_class_names(fields["n_cfeat"])
+    settings = config()
+    if settings.data.images:
+        dataset = data.load(settings.data)
+        found, want = dataset.images.shape[1:], (*2 * (fields["height"],), fields["in_channels"])
+        require(found == want, f"images of shape {found}: the network's are {want}")
+        settings = settings.fill_in(dataset)
+    else:
+        settings = settings.override(
+            class_names=settings.data.class_names or data.default_class_names(fields["n_cfeat"]),
+            fingerprint=data.UNKNOWN,
+        )
+    names = settings.data.class_names
     if len(names) != fields["n_cfeat"]:
         raise InputError(
             f"class_names={','.join(names)}: the network has {fields['n_cfeat']} context features"
         )
-    settings = config().override(**fields, class_names=names)
+    settings = settings.override(**fields)
     template = variable_shapes(settings.network.build())
     save_model(folder, settings, torch_weights.import_state_dict(state_dict, template))
 

@@ -341,14 +341,15 @@ COMMANDS = {
     "sample": ("--run={}/run", "--cpu_devices=2", "--out={}/new"),
     "edit": ("--run={}/run", "--cpu_devices=2", "--out={}/new", "--steps=4"),
     "weights": ("--from={}/run", "--to={}/new.safetensors"),
-    "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=100", "--real_n=100"),
+    "evaluate": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--real_n=100"),
     "likelihood": ("--run={}/many", "--cpu_devices=2", "--out={}/new", "--n=3"),
     "recipes": (
         *("--images={}/many.npy", "--labels={}/many_labels.npy", "--out={}/recipes", "--epochs=1"),
         *("--n_feat=8", "--steps=2", "--n=100", "--real_n=100", "--cpu_devices=2"),
     ),
 }
-EVALUATION = ("--steps=2", "--guidance=2", "--options=order=2")
+EVALUATION = ("--steps=2", "--guidance=2", "--options=order=2", "--n=100")
+EVALUATED = "sa_solver-2-options=order=2-guidance=2.0-n=100-real_n=100"
 # Flags that are added to those commands, where {} is the folder of the data, and the answer.
 REFUSED = {
     "train": {
@@ -487,9 +488,16 @@ REFUSED = {
     },
     "evaluate": {
         ("--n=99",): r"n=99: it must be at least 100",
+        ("--n=1000000000",): r"n=1000000000: it must be at most 100000",
         ("--real_n=99",): r"real_n=99: it must be at least 100",
         ("--batch_size=0",): r"batch_size=0: it must be at least 1",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        (
+            "--samples={}/many.npy",
+            "--guidance=3",
+            "--n=100",
+        ): r"guidance, n: of no effect on --samp",
+        ("--samples={}/many.npy", "--step=5"): r"step: of no effect on --samples",
         ("--steps=21",): r"steps=21: it must be in 1\.\.20",
         ("--options=eta=1",): r"sampler sa_solver takes no eta: it takes ",
         ("--options=eta",): r"options=eta: write them as order=3",
@@ -512,6 +520,7 @@ REFUSED = {
     },
     "likelihood": {
         ("--n=1",): r"n=1: it must be at least 2",
+        ("--n=1000000000",): r"n=1000000000: it must be at most 100000",
         ("--probes=0",): r"probes=0: it must be at least 1",
         ("--batch_size=0",): r"batch_size=0: it must be at least 1",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
@@ -579,9 +588,13 @@ def answers(run, folder) -> dict:
     write_state_dict(folder / "good.safetensors", export_state_dict(model.variables))
     save_model(folder / "uncond", model.config.override(null_context=True), model.variables)
     checkpoints.write_config(folder / "unfinished", model.config.to_dict())
-    many = {"images": f"{folder}/many.npy", "labels": f"{folder}/many_labels.npy"}
+    many = {
+        "fingerprint": (),
+        "images": f"{folder}/many.npy",
+        "labels": f"{folder}/many_labels.npy",
+    }
     save_model(folder / "many", model.config.override(**many), model.variables)
-    tall = {"images": f"{folder}/tall.npy", "labels": ""}
+    tall = {"images": f"{folder}/tall.npy", "labels": "", "fingerprint": ()}
     save_model(folder / "other", model.config.override(**tall), model.variables)
     good = {
         "sample": ("--frames=none", "--steps=2", "--n=3"),
@@ -631,14 +644,14 @@ def test_good_input_does_compile_and_write(answers, name: str, flags) -> None:
 
 
 def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) -> None:
-    record = json.loads((folder / "new" / "sa_solver-2.json").read_text())
+    record = json.loads((folder / "new" / f"{EVALUATED}.json").read_text())
     measures = record["measures"]
     assert {"KID, classifier", "Frechet, pixels", "precision", "class accuracy"} <= set(measures)
     numbers = [n for row in measures.values() for side in row.values() for n in side.values()]
     assert len(numbers) == 4 * len(measures)
     assert np.isfinite(numbers).all()
     assert (record["flags"]["guidance"], record["flags"]["n"]) == (2, 100)
-    assert "class accuracy" in (folder / "new" / "sa_solver-2.html").read_text()
+    assert "class accuracy" in (folder / "new" / f"{EVALUATED}.html").read_text()
     command = [flag.replace("{}", str(folder)) for flag in COMMANDS["evaluate"]]
     out = app("experiments.evaluate", *command, f"--samples={folder}/many.npy")
     assert "classifier trained" not in out

@@ -14,6 +14,7 @@ from experiments.presets import PRESETS
 CHANGED = Config().override(
     images="a.npy",
     class_names=("x", "y"),
+    n_cfeat=2,
     class_frequencies=(1.0, 2.0, 0.0, 0.0, 0.5),
     null_context=True,
     n_feat=24,
@@ -197,6 +198,35 @@ def test_the_notes_preset_is_the_notes() -> None:
     assert not config.training.warmup_steps
 
 
+@pytest.mark.parametrize(
+    "names", [("x" * 100_000, "y"), ("\x1b[2J", "y"), ("none", "y"), ("", "y")]
+)
+def test_stored_class_names_that_cannot_be_shown_are_refused(names) -> None:
+    stored = as_json(CHANGED)
+    stored["data"]["class_names"] = names
+    with pytest.raises(InputError, match=r"class name '.*': give it another one") as caught:
+        Config.from_dict(stored, "config.json")
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "y", "z"]])
+def test_as_many_stored_class_names_as_features(names) -> None:
+    stored = as_json(CHANGED)
+    stored["data"]["class_names"] = names
+    message = rf"^config\.json: {len(names)} class_names for n_cfeat=2"
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(stored, "config.json")
+
+
+@pytest.mark.parametrize("fingerprint", [["x"], ["1", "2", "3"], 4, [1, 2, 3, 4], [[]] * 4])
+def test_a_stored_fingerprint_is_four_texts(fingerprint) -> None:
+    stored = as_json(CHANGED)
+    stored["data"]["fingerprint"] = fingerprint
+    with pytest.raises(InputError, match="fingerprint="):
+        Config.from_dict(stored, "config.json")
+
+
 # ---------------------------------------------------------------------------------- contexts
 
 NAMES = ("hero", "food", "side-facing")
@@ -222,6 +252,22 @@ def test_contexts_are_read_as_people_write_them(text: str, vectors: list) -> Non
     np.testing.assert_array_equal(
         contexts.parse(text, NAMES), np.array(vectors, np.float32), strict=True
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "vector"),
+    [("2", [0, 0, 1]), ("0", [1, 0, 0]), ("2,0", [1, 0, 1]), ("1=0.5", [0, 0.5, 0])],
+)
+def test_classes_may_be_called_by_numbers(text: str, vector: list) -> None:
+    assert contexts.parse(text, ("0", "1", "2")).tolist() == [vector]
+    assert contexts.parse("0.0,1.0,0.0", ("0", "1", "2")).tolist() == [[0, 1, 0]]
+    assert contexts.parse("7", ("7",)).tolist() == [[1]]
+    with pytest.raises(InputError, match=r"'0,1,0' could be names or numbers: write 0=1 for the c"):
+        contexts.parse("0,1,0", ("0", "1", "2"))
+
+
+def test_a_name_may_hold_the_signs_of_contexts() -> None:
+    assert contexts.parse("a,b=1; c", ("a,b=1", "c")).tolist() == [[1, 0], [0, 1]]
 
 
 def test_by_class_is_the_context_of_each_name() -> None:

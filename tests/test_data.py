@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.config import DataConfig
+from diffusion_jax.config import Config, DataConfig
 from diffusion_jax.data.batches import indices
 from diffusion_jax.data.files import image_folder, npy_pair
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 
 N = 6
 PIXELS = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 3), np.uint8)
@@ -43,9 +43,9 @@ def save(folder: Path, images=PIXELS, labels=None) -> tuple[str, str]:
     ],
     ids=["colour", "one-channel", "grey", "fortran"],
 )
-def test_images_are_the_files_own_and_memory_mapped(tmp_path, images, shape) -> None:
+def test_images_are_the_files_own_and_in_memory(tmp_path, images, shape) -> None:
     read = npy_pair(*save(tmp_path, images)).images
-    assert isinstance(read, np.memmap)
+    os.truncate(tmp_path / "images.npy", 100)  # reading a memory map of it would end in SIGBUS
     assert read.dtype == np.uint8
     assert read.shape == shape
     np.testing.assert_array_equal(read.reshape(images.shape), images)
@@ -55,6 +55,41 @@ def test_images_are_the_files_own_and_memory_mapped(tmp_path, images, shape) -> 
 def test_class_numbers_of_any_type_become_one_hot(tmp_path, dtype) -> None:
     labels = npy_pair(*save(tmp_path, labels=NUMBERS.astype(dtype))).labels
     np.testing.assert_array_equal(labels, ONE_HOT, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_a_column_of_whole_numbers_is_class_numbers(tmp_path, dtype) -> None:
+    numbers = NUMBERS.astype(dtype)
+    read = npy_pair(*save(tmp_path, labels=numbers[:, None])).labels
+    np.testing.assert_array_equal(read, npy_pair(*save(tmp_path, labels=numbers)).labels)
+    assert read.shape == (N, 2 if dtype is bool else 3)
+
+
+def test_a_column_of_other_numbers_is_a_feature(tmp_path) -> None:
+    for feature in (NUMBERS / 4, np.minimum(NUMBERS, 1.0)):
+        read = npy_pair(*save(tmp_path, labels=feature[:, None])).labels
+        np.testing.assert_array_equal(read[:, 0], feature.astype(np.float32))
+    with pytest.raises(
+        InputError, match=r"labels of shape \(6, 1\) of whole numbers: give class nu"
+    ):
+        npy_pair(*save(tmp_path, labels=NUMBERS[:, None].astype(float)))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "given", "names"),
+    [
+        (NUMBERS + 1, (), ("class1", "class2", "class3")),
+        (NUMBERS * 2 + 3, (), ("class3", "class5", "class7")),
+        (NUMBERS + 1, ("a", "b", "c"), ("a", "b", "c")),
+        (np.arange(N) % 5 + 1, (), ("class1", "class2", "class3", "class4", "class5")),
+    ],
+    ids=["from-1", "gaps", "from-1-named", "five-from-1"],
+)
+def test_no_class_is_empty(tmp_path, numbers, given, names) -> None:
+    dataset = npy_pair(*save(tmp_path, labels=numbers), given)
+    assert dataset.class_names == names
+    rank = {number: place for place, number in enumerate(sorted(set(numbers.tolist())))}
+    np.testing.assert_array_equal(dataset.labels.argmax(1), [rank[n] for n in numbers.tolist()])
 
 
 def test_bool_labels_are_the_classes_0_and_1(tmp_path) -> None:
@@ -102,6 +137,7 @@ def test_without_labels_every_context_is_zero(tmp_path) -> None:
         (PIXELS / 255, "images of type float64: they must be uint8, 0..255"),
         (PIXELS.astype(np.int16), "images of type int16: they must be uint8"),
         (np.full((N, 8, 8), "a"), "images of type <U1: they must be uint8"),
+        ((PIXELS > 127).astype(np.uint8), "images of 0 and 1 alone: they must be 0..255"),
         (np.zeros((N, 10, 10), np.uint8), "height 10: it must be a multiple of 4, from 8 up"),
         (np.zeros((N, 4, 4), np.uint8), "height 4: it must be a multiple of 4, from 8 up"),
     ],
@@ -192,17 +228,36 @@ def write_cut(path: Path, size: int) -> None:
             r"is not a \.npy file of numbers",
             marks=NUMPY_LEAVES_IT_OPEN,
         ),
-        (lambda path: write_cut(path, 700), r"is not a \.npy file of numbers: .*file size"),
+        (lambda path: write_cut(path, 700), r"is not a \.npy file of numbers: \S"),
         (lambda path: write_cut(path, 60), r"is not a \.npy file of numbers"),
-        (write_archive, "is an archive: it must be one array, as np.save writes it"),
+        (write_archive, "is not .* it is a ZIP archive: give one array, as np.save writes it"),
+        (
+            lambda path: path.write_text("\n<!DOCTYPE html>\n<html>"),
+            "is not .* it is an HTML page: .* download the file itself",
+        ),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"),
+            "is not .* it is a Git LFS pointer: .* git lfs pull",
+        ),
+        (lambda path: Image.new("RGB", (8, 8)).save(path, "PNG"), "is not .* it is a PNG image"),
+        (lambda path: path.write_text("1,0,0\n"), "is not .* it is a text file: give one array"),
+        (lambda path: path.write_bytes(bytes(9)), "is not .* it is of an unknown kind"),
+        (
+            lambda path: np.save(path, np.array([PIXELS, None], object)),
+            "is not .* it holds Python objects: make one array of numbers of them",
+        ),
     ],
-    ids=["missing", "empty", "text", "broken-zip", "cut", "cut-header", "archive"],
+    ids=[
+        *("missing", "empty", "text", "broken-zip", "cut", "cut-header", "archive"),
+        *("html", "lfs", "png", "csv", "zeros", "objects"),
+    ],
 )
 def test_files_that_are_no_arrays_are_named(tmp_path, where, write, message) -> None:
     paths = dict(zip(("images", "labels"), save(tmp_path, labels=NUMBERS), strict=True))
     write(Path(paths[where]))
-    with pytest.raises(InputError, match=f"^{paths[where]}:? {message}"):
+    with pytest.raises(InputError, match=f"^{paths[where]}:? {message}") as caught:
         npy_pair(**paths)
+    assert "allow_pickle" not in str(caught.value)
 
 
 def test_a_folder_in_place_of_labels_is_refused(tmp_path) -> None:
@@ -224,7 +279,8 @@ def test_classes_and_files_are_in_alphabetical_order(tmp_path) -> None:
         put(tmp_path / name, Image.new("RGB", (8, 8), (shade, 0, 0)))
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     (tmp_path / "readme.md").write_text("no class")
-    dataset = image_folder(str(tmp_path))
+    with pytest.warns(RunWarning, match=r"left out, because not an image: .*cat/notes\.txt$"):
+        dataset = image_folder(str(tmp_path))
     assert dataset.class_names == ("ant", "cat", "wolf")
     assert dataset.images.shape == (4, 8, 8, 3)
     assert dataset.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
@@ -275,6 +331,37 @@ def test_image_size_scales_every_image(tmp_path) -> None:
     np.testing.assert_array_equal(images[1], small.repeat(2, 0).repeat(2, 1))
 
 
+@pytest.mark.parametrize("kind", [".jpg", ".tif", ".png", ".webp"])
+def test_images_are_turned_as_their_exif_data_say(tmp_path, kind: str) -> None:
+    """Orientation 6: the camera's right side is the top of the scene."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[:, :4] = 255  # white on the left, which becomes the top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / f"x{kind}", exif=exif)
+    read = image_folder(str(tmp_path)).images[0]
+    np.testing.assert_array_equal(read > 127, np.swapaxes(pixels, 0, 1) > 127)
+
+
+@pytest.mark.parametrize("name", ["none", "x" * 101, "a\x1b[31m", "b\udcff"])
+def test_class_folders_whose_names_cannot_be_shown_or_written(tmp_path, name: str) -> None:
+    put(tmp_path / name / "x.png", Image.new("RGB", (8, 8)))
+    with pytest.raises(
+        InputError, match=r"class name '.*': give it another one, of at most 100"
+    ) as e:
+        image_folder(str(tmp_path))
+    assert str(e.value).removeprefix(str(tmp_path)).isascii()
+    assert "\x1b" not in str(e.value)
+    with pytest.raises(InputError, match=r"class name '.*': give it another one"):
+        config(class_names=("x", name))
+
+
+def nested(folder: Path) -> None:
+    put(folder / "a" / "y.png", Image.new("RGB", (8, 8)))
+    put(folder / "a" / "b" / "x.tif", Image.new("RGB", (8, 8)))
+
+
 def two_sizes(folder: Path) -> None:
     put(folder / "a" / "x.png", Image.new("RGB", (8, 8)))
     put(folder / "b" / "y.png", Image.new("RGB", (12, 12)))
@@ -296,7 +383,8 @@ def text_png(folder: Path) -> None:
     [
         (lambda folder: None, "no images in it: it must hold one subfolder for each class"),
         (lambda folder: (folder / "a").mkdir(), "no images in it"),
-        (lambda folder: put(folder / "x.png", Image.new("L", (8, 8))), "no images in it"),
+        (lambda folder: put(folder / "x.png", Image.new("L", (8, 8))), r"x\.png is not in the su"),
+        (nested, r"a/b/x\.tif is not in the subfolder of a class: it must hold one subfolder for"),
         (two_sizes, r"b/y\.png has size \(12, 12\) where .*a/x\.png has \(8, 8\): .*--image_size"),
         (text_png, r"a/x\.png cannot be read as an image"),
         (cut_png, r"a/x\.png cannot be read as an image"),
@@ -305,7 +393,7 @@ def text_png(folder: Path) -> None:
         (lambda folder: put(folder / "a/x.png", Image.new("L", (10, 10))), "height 10: .* 4"),
     ],
     ids=[
-        *("empty", "empty-class", "no-class", "two-sizes", "text", "cut"),
+        *("empty", "empty-class", "no-class", "nested", "two-sizes", "text", "cut"),
         *("16-bit", "not-square", "height-10"),
     ],
 )
@@ -343,7 +431,7 @@ def test_held_out_images_are_no_training_images(tmp_path) -> None:
     images, labels = save(tmp_path, pixels, np.arange(10) % 5)
     whole = data.load(config(images=images, labels=labels))
     settings = config(images=images, labels=labels, held_out=0.3)
-    parts = [data.load(settings), data.load_held_out(settings)]
+    parts = data.split(data.everything(settings), settings.held_out)
     assert [len(part.images) for part in parts] == [7, 3]
     rows = [row for part in parts for row in zip(part.images, part.labels, strict=True)]
     rows = {(image.tobytes(), label.tobytes()) for image, label in rows}
@@ -356,6 +444,71 @@ def test_held_out_images_are_no_training_images(tmp_path) -> None:
         data.load(config(images=images, labels=labels, held_out=0.04))
     with pytest.raises(InputError, match=r"held_out=0\.3: it is for --images; drawn sprites are"):
         data.load(config(held_out=0.3))
+
+
+def test_equal_images_stay_on_one_side_of_the_split(tmp_path) -> None:
+    """20 images, each 50 times: 6 of them are held out, with all copies."""
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    images, _ = save(tmp_path, np.tile(pixels, (50, 1, 1, 1)))
+    whole = data.everything(config(images=images))
+    training, held_out = data.split(whole, 0.3)
+    assert [len(part.images) for part in (training, held_out)] == [700, 300]
+    sides = [{image.tobytes() for image in part.images} for part in (training, held_out)]
+    assert [len(side) for side in sides] == [14, 6]
+    assert not sides[0] & sides[1]
+    images, _ = save(tmp_path, pixels[[0] * 10])
+    with pytest.raises(InputError, match=r"held_out=0\.3: that is 3 of 10 .* 1 of them differ"):
+        data.load(config(images=images, held_out=0.3))
+
+
+CHANGED = {
+    "fewer": (PIXELS[:4], NUMBERS[:4], "4 images, where there were 6"),
+    "more": (np.tile(PIXELS, (2, 1, 1, 1)), np.tile(NUMBERS, 2), "12 images, where there were 6"),
+    "one pixel": (
+        PIXELS ^ (np.arange(PIXELS.size) == 7).reshape(PIXELS.shape),
+        NUMBERS,
+        "other images",
+    ),
+    "one label": (PIXELS, np.array([0, 2, 1, 1, 0, 1]), "other labels"),
+    "labels' order": (PIXELS, NUMBERS[::-1], "other labels"),
+    "order": (PIXELS[::-1], NUMBERS[::-1], "the same images in another order"),
+    "images' order": (PIXELS[::-1], NUMBERS, "other images"),
+    "both": (255 - PIXELS, 2 - NUMBERS, "other images and other labels"),
+}
+
+
+@pytest.mark.parametrize("null_context", [False, True])
+@pytest.mark.parametrize("change", CHANGED)
+def test_data_that_changed_under_a_run_is_refused(tmp_path, change: str, null_context) -> None:
+    images, labels = save(tmp_path, labels=NUMBERS)
+    given = Config().override(images=images, labels=labels, null_context=null_context)
+    run = given.fill_in(data.load(given.data))
+    assert data.load(run.data).fingerprint == run.data.fingerprint
+    pixels, numbers, message = CHANGED[change]
+    save(tmp_path, pixels.astype(np.uint8), numbers)
+    with pytest.raises(InputError, match=f"{message}: this is not the data of the run any more"):
+        data.load(run.data)
+    new = given.fill_in(data.load(given.data))
+    assert f"data: {message}" in run.differences(new)
+
+
+def test_the_same_data_may_be_moved_and_paths_become_absolute(tmp_path, monkeypatch) -> None:
+    runs = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        save(Path(), labels=NUMBERS)
+        given = Config().override(images="images.npy", labels="labels.npy")
+        runs.append(given.fill_in(data.load(given.data)))
+        assert runs[-1].data.images == str(tmp_path / place / "images.npy")
+        assert runs[-1].data.labels == str(tmp_path / place / "labels.npy")
+    assert not runs[0].differences(runs[1])
+    np.testing.assert_array_equal(data.load(runs[0].data).images, PIXELS)
+
+
+def test_weights_from_elsewhere_have_no_training_images() -> None:
+    with pytest.raises(InputError, match="trained elsewhere, on images not recorded"):
+        data.load(config(fingerprint=data.UNKNOWN))
 
 
 def test_load_names_a_path_that_is_not_there(tmp_path) -> None:

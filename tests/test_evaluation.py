@@ -1,6 +1,7 @@
 """Measures of sample quality against naive loops and closed forms, all in NumPy and float64."""
 
 import dataclasses
+import os
 
 import jax
 import numpy as np
@@ -12,9 +13,10 @@ from diffusion_jax.data import CLASS_NAMES, Dataset, sprites
 from diffusion_jax.evaluation import Estimate, classifier, distances, neighbours
 from diffusion_jax.evaluation.measure import check_samples
 from diffusion_jax.evaluation.spaces import principal_components, shrink
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 
 DEVICES = jax.devices()[:2]
+RANDOM = np.random.default_rng(0).uniform(size=(100, 8, 8, 3))
 
 
 def normal(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -186,7 +188,17 @@ def test_a_classifier_learns_is_stored_and_is_known_by_its_data(drawn, tmp_path,
         np.testing.assert_array_equal(one, two)
     assert classifier.load(path, other) is None
     assert classifier.load(path, drawn._replace(labels=np.roll(drawn.labels, 1, 0))) is None
-    path.write_text("no archive")
+    whole = path.read_bytes()
+    method = whole.index(b"PK\x03\x04") + 8, whole.index(b"PK\x01\x02") + 10  # of compression
+    unknown = bytes(99 if at in method else byte for at, byte in enumerate(whole))
+    flipped = whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:]
+    for damaged in (b"no archive", b"", whole[:-9], unknown, flipped):
+        path.write_bytes(damaged)
+        assert classifier.load(path, drawn) is None
+    classifier.save(path, drawn, jax.tree.map(lambda leaf: leaf[..., None], params))
+    assert classifier.load(path, drawn) is None
+    path.unlink()
+    os.mkfifo(path)
     assert classifier.load(path, drawn) is None
 
 
@@ -280,7 +292,7 @@ def test_real_samples_measure_as_real_and_noise_does_not(real) -> None:
 
 
 def test_copies_of_training_images_are_found(real) -> None:
-    rows, near = evaluation.memorised(real.seen.images[::-1][:150], real, DEVICES)
+    rows, near = evaluation.memorised(real.seen.images[::-1][:150], real.seen, real.other, DEVICES)
     assert rows["distance to training"].samples.value == 0
     assert rows["part near training"].samples.value > 0.9
     assert rows["part near training"].real.value < 0.2
@@ -290,6 +302,37 @@ def test_copies_of_training_images_are_found(real) -> None:
     np.testing.assert_array_equal(
         real.seen.images[near.indices[:, 0]], real.seen.images[::-1][:150]
     )
+
+
+def test_copies_are_found_where_other_images_have_copies_too(tmp_path) -> None:
+    """20 sprites, each 50 times; apart with held_out, in both sets without, which is then said."""
+    np.save(tmp_path / "images.npy", np.tile(sprites(20, 3)[0], (50, 1, 1, 1)))
+    for held_out, near, copies in ((0.3, 0.5, 0), (0.0, 1, 500)):
+        config = DataConfig(images=str(tmp_path / "images.npy"), held_out=held_out)
+        real = evaluation.real_images(config, 5000)
+        rows, _ = evaluation.memorised(real.seen.images[:200], real.seen, real.other, DEVICES)
+        part = rows["part near training"]
+        assert part.samples.value == 1
+        assert (part.real.value == 1) if near == 1 else (part.real.value < near)
+        words = f"; {copies} of the 500 compared have copies among training images"
+        assert real.origin.endswith(words) == (copies > 0)
+        assert ("copies" in real.origin) == (copies > 0)
+
+
+def test_weights_from_elsewhere_are_compared_but_not_for_copies() -> None:
+    real = evaluation.real_images(DataConfig(fingerprint=data.UNKNOWN), 100)
+    assert real.seen is None
+    assert real.origin == "2 x 100 drawn sprites; what these weights were trained on is not known"
+    measured, near = evaluation.evaluate(real.other.images, None, real, None, DEVICES)
+    assert near is None
+    assert "KID, random" in measured
+    assert "part near training" not in measured
+
+
+@pytest.mark.parametrize("n", [99, 100_001, 10**9])
+def test_sets_that_are_too_small_or_too_large(n: int) -> None:
+    with pytest.raises(InputError, match=f"real_n={n}: it must be at (least 100|most 100000)"):
+        evaluation.real_images(DataConfig(n_images=10), n)
 
 
 def test_class_accuracy_counts_classes_alike() -> None:
@@ -309,11 +352,23 @@ def test_class_accuracy_counts_classes_alike() -> None:
         (np.zeros((200, 8, 8, 3), np.int64), r"type int64: float32 in \[-1, 1\], or uint8"),
         (np.zeros((99, 8, 8, 3), np.uint8), r"n=99: it must be at least 100"),
         (np.full((100, 8, 8, 3), np.nan, np.float32), r"must be finite"),
+        (RANDOM, r"look like \[0, 1\]: give float32 in \[-1, 1\], or uint8 in 0\.\.255"),
+        (RANDOM * 255, r"look like \[0, 255\]: give"),
+        (np.rint(RANDOM).astype(np.uint8), r"look like \[0, 1\]: give"),
     ],
 )
 def test_samples_that_cannot_be_measured(images: np.ndarray, match: str) -> None:
     with pytest.raises(InputError, match=match):
         check_samples(images, (8, 8, 3), "samples=x.npy")
+
+
+def test_samples_that_can_be_measured() -> None:
+    for images in (2 * RANDOM - 1, 2.2 * RANDOM - 1.1, (255 * RANDOM).astype(np.uint8)):
+        check_samples(images, (8, 8, 3), "samples=x.npy")
+    with pytest.warns(
+        RunWarning, match=r"49% of the values are outside of \[-1, 1\], and are clipp"
+    ):
+        check_samples(4 * RANDOM - 2, (8, 8, 3), "samples=x.npy")
 
 
 def test_an_estimate_shows_the_digits_that_its_error_leaves() -> None:

@@ -34,7 +34,7 @@ from diffusion_jax.grids import GRIDS
 from diffusion_jax.networks import torch_weights
 from diffusion_jax.runs import load_config
 from diffusion_jax.samplers import SAMPLERS
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning
 from experiments.flags import FLAGS, config, options
 from experiments.train import check_folder  # which defines the flags
 from tests import conftest
@@ -398,7 +398,8 @@ def test_hidden_files_and_folders_without_images_are_no_classes(tmp_path) -> Non
     for name in (".git/x.png", "b/.x.png", "b/x.png", "d/x.gif", "e/notes.txt", "f/x.png/y.txt"):
         put(tmp_path, name)
     (tmp_path / "c").mkdir()
-    dataset = image_folder(str(tmp_path))
+    with pytest.warns(RunWarning, match=r"left out, because not an image: .*/e/notes\.txt$"):
+        dataset = image_folder(str(tmp_path))
     assert dataset.class_names == ("b", "d")
     np.testing.assert_array_equal(dataset.labels, np.eye(2, dtype=np.float32))
 

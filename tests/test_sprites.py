@@ -176,6 +176,7 @@ def test_golden():
         ({"n": 3, "frequencies": (0, 0, 0, 0, 0)}, "frequencies is .*not all zero"),
         ({"n": 3, "frequencies": (1, 1, float("nan"), 1, 1)}, "frequencies is .*nan"),
         ({"n": 3, "frequencies": (1, 1, float("inf"), 1, 1)}, "frequencies is .*inf"),
+        ({"n": 3, "frequencies": (1e308,) * 5}, "frequencies is .*of a finite sum"),
     ],
 )
 def test_wrong_arguments_of_sprites(arguments, message):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -218,3 +219,66 @@ def test_foreign_safetensors_are_refused(tmp_path):
     path.write_bytes(b"GIF89a" * 100)
     with pytest.raises(InputError, match="is not a file of tensors alone"):
         read_state_dict(path)
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    for suffix in (".safetensors", ".pth"):
+        if suffix == ".pth":
+            pytest.importorskip("torch")
+        path = tmp_path / f"weights{suffix}"
+        for data, kind in (
+            (b"<!DOCTYPE html>\n<html>", "an HTML page: .* download the file itself"),
+            (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG image: give weights as torch.save"),
+            (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer: .*git lfs pull"),
+            (b"\x93NUMPY\x01\x00", "a .npy array: give weights"),
+            (b"", "empty: give weights"),
+        ):
+            path.write_bytes(data)
+            with pytest.raises(InputError, match=f"not a file of tensors alone: it is {kind}"):
+                read_state_dict(path)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_prefixes_of_wrappers_are_removed(state, tmp_path, prefix):
+    path = tmp_path / "weights.safetensors"
+    write_state_dict(path, {prefix + name: value for name, value in state.items()})
+    read = read_state_dict(path)
+    assert_equal({name: read[name] for name in state}, state)
+    mixed = {"module.a": np.float32([1]), "b": np.float32([2])}
+    write_state_dict(path, mixed)
+    assert_equal(
+        dict(sorted(read_state_dict(path).items(), key=lambda i: i[0] != "module.a")), mixed
+    )
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("name", ["model_state_dict", "state_dict", "model"])
+def test_a_checkpoint_s_model_is_found(state, tmp_path, name):
+    torch = pytest.importorskip("torch")
+    tensors = {f"module.{k}": torch.from_numpy(v) for k, v in state.items()}
+    optimizer = {"state": {0: {"step": torch.ones(())}}, "param_groups": [{"lr": 1e-3}]}
+    whole = {"epoch": 31, name: tensors, "optimizer_state_dict": optimizer, "loss": 0.1}
+    torch.save(whole, tmp_path / "x.pth")
+    assert_equal(read_state_dict(tmp_path / "x.pth"), state)
+    torch.save(whole | {"model": tensors, "state_dict": tensors}, tmp_path / "x.pth")
+    with pytest.raises(InputError, match="holds no dictionary of tensors alone, but a dict"):
+        read_state_dict(tmp_path / "x.pth")
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("form", ["module", "legacy", "script", "beside"])
+def test_python_objects_are_refused_without_advice_to_load_them(tmp_path, form):
+    torch = pytest.importorskip("torch")
+    module, path = torch.nn.Linear(2, 2), tmp_path / "x.pt"
+    if form == "script":
+        torch.jit.save(torch.jit.script(module), path)
+    else:
+        what = {"model": module.state_dict(), "args": Path("x")} if form == "beside" else module
+        torch.save(what, path, _use_new_zipfile_serialization=form != "legacy")
+    reason = "is compressed|holds Python objects, which are never loaded: save a state_dict"
+    with pytest.raises(InputError, match=reason) as caught:
+        read_state_dict(path)
+    assert "weights_only" not in str(caught.value)

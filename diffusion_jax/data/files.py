@@ -8,34 +8,38 @@ from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusion_jax.data.dataset import Dataset, check, check_rows
+from diffusion_jax.data.magic import HEAD, explain
 from diffusion_jax.data.sprites import CLASS_NAMES
-from diffusion_jax.typing import InputError
+from diffusion_jax.files import open_file
+from diffusion_jax.typing import InputError, RunWarning
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp")
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 PIXELS = 2**26  # of the largest image that is decoded, 8192 x 8192: 256 MB
 FEATURES = 1024  # the most features of a context
 
 
 def npy_pair(images: str, labels: str = "", class_names: Sequence[str] = ()) -> Dataset:
-    """Images (N, h, h, 3), (N, h, h, 1) or (N, h, h) uint8, memory-mapped, and their labels.
+    """Images (N, h, h, 3), (N, h, h, 1) or (N, h, h) uint8, and their labels, read into memory.
 
-    labels: a file of (N, F) numbers, a context vector a row, or of (N,) class numbers 0..F-1;
-    without one, every context is zero. class_names default to the course's where there are five.
+    labels: a file of (N, F) numbers, a context vector a row, or of (N,) class numbers; without
+    one, every context is zero. The classes are those of class_names, or else the numbers that
+    occur, called by them, or as the course does where they are 0..4.
     Raises InputError naming the file and what is wrong.
     """
     pixels = load_npy(images)
     if pixels.ndim == 3:
         pixels = pixels[..., None]
     count = len(pixels) if pixels.ndim else 0
+    names = tuple(class_names)
     if labels:
-        vectors = _context_vectors(load_npy(labels), labels, len(class_names), count)
+        vectors, names = _context_vectors(load_npy(labels), labels, names, count)
     else:
-        vectors = np.zeros((count, len(class_names) or 1), np.float32)
-    names = tuple(class_names) or default_class_names(vectors.shape[-1])
+        vectors = np.zeros((count, len(names) or 1), np.float32)
+    names = names or default_class_names(vectors.shape[-1])
     return check(Dataset(pixels, vectors, names), f"{images}, {labels}" if labels else images)
 
 
@@ -45,22 +49,31 @@ def default_class_names(count: int) -> tuple[str, ...]:
 
 
 def load_npy(path: str) -> ndarray:
-    """The array of a .npy file, memory-mapped. Raises InputError naming the file."""
+    """Read the array of a .npy file into memory. Raises InputError naming the file."""
     if not os.path.lexists(path):
         raise InputError(f"{path}: there is no such file")
-    if not os.path.isfile(path):  # reading a pipe or a device would not end
+    if not os.path.isfile(path):
         raise InputError(f"{path} is not a .npy file of numbers: it is no file")
+    reason = ""
     try:
-        with warnings.catch_warnings(action="ignore"):  # on headers written by Python 2
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open_file(path) as file, warnings.catch_warnings(action="ignore"):  # of Python 2
+            if not file.peek().startswith(b"\x93NUMPY"):
+                reason = explain(file.read(HEAD), "give one array, as np.save writes it")
+            else:
+                return np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
     except Exception as error:  # a damaged header can raise anything
-        raise InputError(f"{path} is not a .npy file of numbers: {error}") from None
-    if not isinstance(array, ndarray):
-        raise InputError(f"{path} is an archive: it must be one array, as np.save writes it")
-    return array
+        reason = str(error)
+        if "allow_pickle" in reason:
+            reason = "it holds Python objects: make one array of numbers of them, and save that"
+    raise InputError(f"{path} is not a .npy file of numbers: {reason}")
 
 
-def _context_vectors(labels: ndarray, path: str, classes: int, count: int) -> ndarray:
+def _context_vectors(
+    labels: ndarray, path: str, names: tuple[str, ...], count: int
+) -> tuple[ndarray, tuple[str, ...]]:
+    """Context vectors (count, F) of labels as they are stored, and the names of their classes."""
     if labels.dtype.kind not in "biuf":
         raise InputError(f"{path}: labels of type {labels.dtype}: they must be numbers")
     if labels.ndim not in (1, 2):
@@ -69,47 +82,81 @@ def _context_vectors(labels: ndarray, path: str, classes: int, count: int) -> nd
             "numbers"
         )
     check_rows(count, labels, path)
+    if labels.ndim == 2 and labels.shape[1] == 1 and _are_class_numbers(labels, path):
+        labels = labels[:, 0]
     if labels.ndim == 2 and labels.shape[1] > FEATURES:
         raise InputError(f"{path}: labels of shape {labels.shape}: at most {FEATURES} features")
     if labels.ndim == 2:
         with np.errstate(over="ignore"):  # too large for float32 is infinite, which is refused
-            return np.asarray(labels, np.float32)
+            return np.asarray(labels, np.float32), names
     values = np.asarray(labels, np.float64)
     bad = values[~((values >= 0) & (values < FEATURES) & (values == np.rint(values)))]
     if len(bad):
         must = f"it must be whole, in 0..{FEATURES - 1}"
         raise InputError(f"{path}: class number {bad[0]:g}: {must}")
-    numbers = values.astype(int)
-    classes = classes or int(numbers.max(initial=0)) + 1
-    if numbers.max(initial=0) >= classes:
+    return _one_hot(values.astype(int), path, names)
+
+
+def _are_class_numbers(labels: ndarray, path: str) -> bool:
+    """Whether a single column holds class numbers; InputError if that cannot be told."""
+    if labels.dtype.kind != "f":
+        return True
+    with np.errstate(invalid="ignore"):
+        counts = np.all(labels == np.rint(labels)) and np.any(labels > 1)
+    if counts:
         raise InputError(
-            f"{path}: class number {numbers.max()}, but there are {classes} class names: "
-            f"it must be in 0..{classes - 1}"
+            f"{path}: labels of shape {labels.shape} of whole numbers: give class numbers as "
+            "integers, or scale a feature to around 1"
         )
-    return np.eye(classes, dtype=np.float32)[numbers]
+    return False
+
+
+def _one_hot(
+    numbers: ndarray, path: str, names: tuple[str, ...]
+) -> tuple[ndarray, tuple[str, ...]]:
+    """One-hot rows of class numbers: of the named classes, from 0 or 1, or of those that occur."""
+    found = np.unique(numbers)
+    if not names:
+        names = tuple(f"class{number}" for number in found)
+        if np.array_equal(found, np.arange(len(CLASS_NAMES))):
+            names = CLASS_NAMES
+        return np.eye(len(found), dtype=np.float32)[np.searchsorted(found, numbers)], names
+    last = found.max(initial=0)
+    if last == len(names) and 0 not in found:
+        numbers = numbers - 1
+    elif last >= len(names):
+        raise InputError(
+            f"{path}: class number {last}, but there are {len(names)} class names: "
+            f"it must be in 0..{len(names) - 1}"
+        )
+    return np.eye(len(names), dtype=np.float32)[numbers], names
 
 
 def image_folder(folder: str, image_size: int = 0) -> Dataset:
     """A folder with one subfolder of images for each class, the classes in alphabetical order.
 
-    Images become RGB on white; of an animation the first frame counts. Hidden files and
-    subfolders without images are left out. image_size: scale the images to that height and width;
-    0 takes them as they are, then all must have one size.
+    Images become RGB on white, turned as their EXIF data say; of an animation the first frame
+    counts. Hidden files and subfolders without images are left out, and with a RunWarning files
+    that are not images. image_size: scale the images to that height and width; 0 takes them as
+    they are, then all must have one size.
     Raises InputError naming the file that does not fit.
     """
     try:
-        found = {path.name: _image_files(path) for path in _visible(Path(folder)) if path.is_dir()}
+        found, misplaced, others = _class_files(Path(folder))
     except OSError as error:
         raise InputError(f"{folder}: {error.filename}: {error.strerror}") from None
-    classes = [name for name, paths in found.items() if paths]
-    files = [(path, number) for number, name in enumerate(classes) for path in found[name]]
+    files = [(path, number) for number, name in enumerate(found) for path in found[name]]
+    layout = "it must hold one subfolder for each class, and that the class's images"
+    if misplaced:
+        raise InputError(f"{folder}: {misplaced[0]} is not in the subfolder of a class: {layout}")
     if not files:
-        raise InputError(
-            f"{folder}: no images in it: it must hold one subfolder for each class, with "
-            f"{', '.join(SUFFIXES)} files"
-        )
-    if len(classes) > FEATURES:
-        raise InputError(f"{folder}: {len(classes)} classes: at most {FEATURES}")
+        raise InputError(f"{folder}: no images in it: {layout}, {', '.join(SUFFIXES)} files")
+    if len(found) > FEATURES:
+        raise InputError(f"{folder}: {len(found)} classes: at most {FEATURES}")
+    if others:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
+        message = f"{folder}: left out, because not an image: {others[0]}{more}"
+        warnings.warn(message, RunWarning, stacklevel=2)
     images: list[ndarray] = []
     for path, _ in files:
         image = _read_image(path, image_size)
@@ -119,8 +166,8 @@ def image_folder(folder: str, image_size: int = 0) -> Dataset:
                 f"{path} has size {image.shape[:2]} where {files[0][0]} has "
                 f"{images[0].shape[:2]}: scale them all with --image_size"
             )
-    labels = np.eye(len(classes), dtype=np.float32)[[number for _, number in files]]
-    return check(Dataset(np.stack(images), labels, tuple(classes)), folder)
+    labels = np.eye(len(found), dtype=np.float32)[[number for _, number in files]]
+    return check(Dataset(np.stack(images), labels, tuple(found)), folder)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -128,8 +175,25 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _image_files(folder: Path) -> list[Path]:
-    return [p for p in _visible(folder) if p.suffix.lower() in SUFFIXES and not p.is_dir()]
+def _class_files(folder: Path) -> tuple[dict[str, list[Path]], list[Path], list[Path]]:
+    """The images of each class, images that are elsewhere, and other files of the classes."""
+    found: dict[str, list[Path]] = {}
+    misplaced, others = [path for path in _visible(folder) if _is_image(path)], []
+    for path in (path for path in _visible(folder) if path.is_dir()):
+        inside = _visible(path)
+        if images := [one for one in inside if _is_image(one)]:
+            found[path.name] = images
+        others += [one for one in inside if not _is_image(one) and not one.is_dir()]
+        for below in (one for one in inside if one.is_dir()):
+            for place, _, names in os.walk(below):
+                within = (Path(place, name) for name in names if not name.startswith("."))
+                misplaced += filter(_is_image, within)
+    return found, misplaced, others
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file's name says that it is an image."""
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
 
 
 def _read_image(path: Path, size: int) -> ndarray:
@@ -141,7 +205,7 @@ def _read_image(path: Path, size: int) -> ndarray:
                 raise InputError(f"{path} has size {file.size}: more than {PIXELS} pixels")
             if file.mode[0] in "IF":  # Pillow would cut its values off at 255
                 raise InputError(f"{path} is an image of more than 8 bits a channel: give it 8")
-            image = file.convert("RGBA")
+            image = ImageOps.exif_transpose(file).convert("RGBA")
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise anything

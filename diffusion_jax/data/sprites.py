@@ -159,11 +159,12 @@ def checked_integers(name: str, values: np.ndarray, end: int) -> np.ndarray:
 def cumulative(frequencies: Sequence[int | float]) -> np.ndarray:
     """(5,) float64: the distribution function of the classes, ending at exactly 1."""
     weights = np.asarray(frequencies, np.float64)
-    good = weights.shape == (len(CLASS_NAMES),) and np.isfinite(weights).all()
+    with np.errstate(over="ignore"):
+        good = weights.shape == (len(CLASS_NAMES),) and np.isfinite(weights.sum())
     if not good or (weights < 0).any() or not weights.any():
         raise InputError(
             f"frequencies is {frequencies!r}; it must be {len(CLASS_NAMES)} numbers, "
-            "none negative and not all zero"
+            "none negative, not all zero, and of a finite sum"
         )
     return np.cumsum(weights) / np.cumsum(weights)[-1]
 

@@ -26,12 +26,13 @@ from diffusion_jax.evaluation.neighbours import (
     nearest,
     precision_recall,
 )
-from diffusion_jax.evaluation.real import LEAST, Real, check_shape, real_images
+from diffusion_jax.evaluation.real import LEAST, MOST, Real, check_shape, real_images
 from diffusion_jax.evaluation.spaces import Space, spaces
 from diffusion_jax.evaluation.yardstick import Yardstick, yardstick
 
 __all__ = [
     "LEAST",
+    "MOST",
     "Estimate",
     "Real",
     "Row",

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import flax.linen as nn
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation.mapping import map_rows
-from diffusion_jax.files import write_atomically
+from diffusion_jax.files import open_file, write_atomically
 from diffusion_jax.networks.blocks import Conv, GroupNorm, dense, gelu, max_pool
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 
@@ -89,13 +88,16 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def load(path: Path, dataset: Dataset) -> Any | None:
-    """The stored weights, or None if there are none of this data set and recipe."""
+    """The stored weights, or None if there are none, sound, of this data set and recipe."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_file(path) as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) != fingerprint(dataset):
                 return None
-            return unflatten_dict({k: file[k] for k in file if k != "fingerprint"}, sep="/")
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            params = unflatten_dict({k: file[k] for k in file if k != "fingerprint"}, sep="/")
+        shapes = jax.eval_shape(lambda: init(network(dataset)))
+        same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), shapes, params)
+        return params if jax.tree.all(same) else None
+    except Exception:  # a damaged archive can raise anything
         return None
 
 
@@ -119,7 +121,7 @@ def obtain(
         return None
     params = load(path, dataset)
     if params is None:
-        other = " (the stored one is of another data set)" if path.exists() else ""
+        other = " (the stored one is damaged, or of another data set)" if path.exists() else ""
         begin = time.perf_counter()
         params = train(dataset, devices)
         save(path, dataset, params)

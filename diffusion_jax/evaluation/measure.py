@@ -1,5 +1,6 @@
 """All measures of a set of samples, each beside what another set of real images gets."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +24,10 @@ from diffusion_jax.evaluation.neighbours import (
 )
 from diffusion_jax.evaluation.real import LEAST, Real
 from diffusion_jax.evaluation.spaces import Space, spaces
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, RunWarning, require
 
 NEAR = 0.05  # the part of held-out images whose distance to training counts as near
+OUTSIDE = 0.1  # the part of samples' values outside of [-1, 1] from which there is a warning
 
 Pixels = UInt8[np.ndarray, "n height width channel"]
 
@@ -38,16 +40,27 @@ class Row(NamedTuple):
 
 
 def check_samples(images: np.ndarray, shape: tuple[int, ...], name: str) -> None:
-    """Raise InputError unless images are (n, *shape), n >= LEAST, in uint8 or finite floats."""
-    if images.ndim != 4 or images.shape[1:] != shape:
-        want = ", ".join(map(str, shape))
-        raise InputError(f"{name}: images of shape {images.shape}: they must be (n, {want})")
-    if images.dtype not in (np.uint8, np.float32, np.float64):
-        raise InputError(f"{name}: images of type {images.dtype}: float32 in [-1, 1], or uint8")
-    if len(images) < LEAST:
-        raise InputError(f"{name}: n={len(images)}: it must be at least {LEAST}")
-    if not np.all(np.isfinite(images)):
-        raise InputError(f"{name}: the images must be finite numbers, some are NaN or infinite")
+    """Raise InputError unless images are (n, *shape), n >= LEAST, in uint8 or floats in [-1, 1].
+
+    Floats that are nowhere negative, and uint8 of 0 and 1 alone, are taken for another range. A
+    RunWarning tells how many floats are outside of [-1, 1].
+    """
+    want = ", ".join(map(str, shape))
+    fits = images.ndim == 4 and images.shape[1:] == shape
+    require(fits, f"{name}: images of shape {images.shape}: they must be (n, {want})")
+    right = "float32 in [-1, 1], or uint8"
+    known = images.dtype in (np.uint8, np.float32, np.float64)
+    require(known, f"{name}: images of type {images.dtype}: {right}")
+    require(len(images) >= LEAST, f"{name}: n={len(images)}: it must be at least {LEAST}")
+    finite = np.all(np.isfinite(images))
+    require(finite, f"{name}: the images must be finite numbers, some are NaN or infinite")
+    low, high = images.min(), images.max()
+    if (high == 1) if images.dtype == np.uint8 else low >= 0:
+        scale = "[0, 1]" if high <= 1 else "[0, 255]"
+        raise InputError(f"{name}: the images look like {scale}: give {right} in 0..255")
+    if images.dtype != np.uint8 and (outside := np.mean(np.abs(images) > 1.01)) > OUTSIDE:
+        words = f"{outside:.0%} of the values are outside of [-1, 1], and are clipped"
+        warnings.warn(f"{name}: {words}", RunWarning, stacklevel=2)
 
 
 def to_pixels(images: np.ndarray) -> Pixels:
@@ -63,8 +76,8 @@ def evaluate(
     real: Real,
     params: Any | None,
     devices: Sequence[jax.Device],
-) -> tuple[dict[str, Row], Neighbours]:
-    """All measures by name, and the samples' nearest training images.
+) -> tuple[dict[str, Row], Neighbours | None]:
+    """All measures by name, and the samples' nearest training images, if these are known.
 
     labels: what the samples should show, or None; params: a classifier's weights, or None. The
     class accuracy takes both.
@@ -74,7 +87,9 @@ def evaluate(
         drawn = real.other._replace(images=samples, labels=labels)
         both = [recognised(params, part, devices) for part in (drawn, real.other)]
         measured["class accuracy"] = Row(*both)
-    rows, near = memorised(samples, real, devices)
+    if real.seen is None:
+        return measured, None
+    rows, near = memorised(samples, real.seen, real.other, devices)
     return measured | rows, near
 
 
@@ -99,21 +114,20 @@ def measure(
 
 
 def memorised(
-    samples: Pixels, real: Real, devices: Sequence[jax.Device]
+    samples: Pixels, seen: Dataset, other: Dataset, devices: Sequence[jax.Device]
 ) -> tuple[dict[str, Row], Neighbours]:
-    """How near samples are to training images, beside held-out ones; and the nearest images.
+    """How near samples are to training images, beside other ones; and the nearest images.
 
     Distances are root mean squares over the pixels, in grey levels (0..255). An image is near if
-    it is nearer than NEAR of one half of the held-out images; the other half is the comparison.
+    its distance is at most the NEAR quantile of one half of the other images'; the second half is
+    the comparison.
     """
-    ours, theirs = (
-        _to_training(v, real.seen.images, devices) for v in (samples, real.other.images)
-    )
+    ours, theirs = (_to_training(v, seen.images, devices) for v in (samples, other.images))
     half, rest = theirs.distances[::2], theirs.distances[1::2]
     threshold = np.quantile(half, NEAR)
     rows = {
         "distance to training": Row(mean(ours.distances), mean(theirs.distances)),
-        "part near training": Row(mean(ours.distances < threshold), mean(rest < threshold)),
+        "part near training": Row(mean(ours.distances <= threshold), mean(rest <= threshold)),
     }
     return rows, ours
 

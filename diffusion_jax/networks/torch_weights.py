@@ -4,6 +4,7 @@ import importlib
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,9 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_jax.data.magic import HEAD, UNKNOWN, explain, sniff
 from diffusion_jax.files import write_atomically
 from diffusion_jax.typing import InputError, Variables
 
+NESTED = ("model_state_dict", "state_dict", "model")  # where a checkpoint keeps a model's tensors
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
+FORMS = ("a ZIP archive", "a pickle, which is never run", UNKNOWN)  # that weights may have
 StateDict = dict[str, np.ndarray]
 
 LEAVES = {
@@ -38,26 +43,42 @@ TO_TORCH = {rank: tuple(np.argsort(axes).tolist()) for rank, axes in TO_FLAX.ite
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Read named tensors from a .pth, .pt or .safetensors file. Pickled code is never run.
 
+    A checkpoint's may be nested under one of NESTED, and all names may begin with PREFIXES.
+
     Returns:
         Arrays by name; floating ones of any precision as float32.
 
     Raises:
-        InputError: no such file, another suffix, the library is missing, or the file is not a
-            flat dictionary of tensors.
+        InputError: no such file, another suffix, the library is missing, or the file does not
+            hold a dictionary of tensors.
     """
     path = Path(path)
     decode, _ = codec(path)
     if path.exists() and not path.is_file():  # reading a pipe or a device would not end
         raise InputError(f"{path} is not a file of tensors alone: it is no file")
+    data = b""
     try:
-        return decode(path.read_bytes())
+        data = path.read_bytes()
+        return _without_prefixes(decode(data))
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
     except Exception as error:  # a damaged pickle can raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        if sniff(data) not in FORMS:
+            reason = explain(data[:HEAD], "give weights as torch.save or safetensors write them")
+        elif "weights_only" in str(error):
+            reason = "it holds Python objects, which are never loaded: save a state_dict() alone"
         raise InputError(f"{path} is not a file of tensors alone: {reason}") from error
+
+
+def _without_prefixes(state_dict: StateDict) -> StateDict:
+    """Remove those of PREFIXES with which every name begins."""
+    for prefix in PREFIXES * 2:
+        if state_dict and all(name.startswith(prefix) for name in state_dict):
+            state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items()}
+    return state_dict
 
 
 def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, np.ndarray]) -> None:
@@ -207,9 +228,13 @@ def decode_torch(data: bytes) -> StateDict:
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise TypeError("is compressed, which torch.save never does")
-    tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # about forms that are then refused
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    if isinstance(tensors, dict):
+        nested = [tensors[key] for key in NESTED if isinstance(tensors.get(key), dict)]
+        tensors = nested[0] if len(nested) == 1 else tensors
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise TypeError(f"holds no flat dictionary of tensors, but a {type(tensors).__name__}")
+        raise TypeError(f"holds no dictionary of tensors alone, but a {type(tensors).__name__}")
     claimed = sum(value.numel() * value.element_size() for value in tensors.values())
     if claimed > len(data):  # elements that share their memory would be told apart, and fill it
         raise TypeError(f"holds {len(data)} bytes, and claims tensors of {claimed}")
