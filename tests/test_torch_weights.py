@@ -186,9 +186,13 @@ def test_missing_files_and_folders_are_named(name, tmp_path):
         read_state_dict(tmp_path / name)
 
 
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"no/weights\.safetensors: No such file"):
-        write_state_dict(tmp_path / "no/weights.safetensors", {"a": np.float32([1])})
+def test_a_missing_folder_is_made_and_a_file_in_its_place_is_named(tmp_path):
+    path = tmp_path / "no" / "weights.safetensors"
+    write_state_dict(path, {"a": np.float32([1])})
+    with pytest.raises(
+        InputError, match=r"weights\.safetensors/x\.safetensors: (Not a dir|File exists)"
+    ):
+        write_state_dict(path / "x.safetensors", {"a": np.float32([1])})
 
 
 @pytest.mark.parametrize(("suffix", "name"), [(".pth", "torch"), (".safetensors", "safetensors")])
