@@ -19,7 +19,7 @@ from diffusion_jax.sampling import Start
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
-LONGEST = 100_000  # the most steps of a walk
+LONGEST = 100_000  # the most calls of the network on a walk or an inversion
 
 
 def tail(schedule: NoiseSchedule, grid: Grid, strength: float) -> Grid:

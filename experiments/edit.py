@@ -54,7 +54,7 @@ READ = {  # the flags that an edit reads, of those that not every one does
     "interpolate": {"images", "pick", "iterations", "seeds", "between"},
     "contexts": {"seed", "between"},
 }
-LIMITS = {"between": (2, 1000), "iterations": (1, 1000)}
+MOST = 1000  # images of an interpolation
 
 define_devices()
 define_guidance()
@@ -158,10 +158,8 @@ def check() -> None:
     refuse_unread(f"--edit={FLAGS.edit}", *sorted(known - READ[FLAGS.edit]))
     if FLAGS.seeds:
         refuse_unread("--seeds", "images", "pick", "iterations")
-    for name, (least, most) in LIMITS.items():
-        number = FLAGS.get_flag_value(name, least)
-        at_least(name, number, least)
-        at_most(name, number, most)
+    at_least("between", FLAGS.between, 2)
+    at_most("between", FLAGS.between, MOST)
     check_seed(FLAGS.seed)
 
 
@@ -169,6 +167,8 @@ def choose_grid(settings: Config) -> tuple[Grid, dict[str, Any]]:
     """The grid, and those of --options that are the sampler's."""
     schedule, back = settings.diffusion.build(), FLAGS.edit in BACK
     steps = min(100 if back else 50, schedule.steps) if FLAGS.steps is None else FLAGS.steps
+    if back and not FLAGS.seeds:
+        at_most("iterations", FLAGS.iterations, editing.LONGEST // max(1, steps))
     name = FLAGS.grid or (finite_grid(schedule) if back else "trailing")
     given = options(FLAGS.options)
     takes = options_of(samplers.SAMPLERS[FLAGS.sampler]) if FLAGS.edit == "sdedit" else {}

@@ -106,7 +106,7 @@ UNREAD = {
 UNBOUNDED = {
     "edit": {
         ("--edit=interpolate", "--between=1001"): "between=1001: it must be at most 1000",
-        ("--edit=reconstruct", "--iterations=1001"): "iterations=1001: it must be at most 1000",
+        ("--edit=reconstruct", "--iterations=2501"): "iterations=2501: it must be at most 2500",
         ("--edit=inpaint", "--repeats=1000000000"): "repeats=1000000000: it must be at most 2500",
         ("--edit=contexts", "--context=a;b", "--seed=4294967295"): "seed=4294967296: it must be",
     },

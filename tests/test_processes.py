@@ -115,7 +115,7 @@ def test_processes_with_other_data_refuse_alike(tmp_path) -> None:
 def test_an_error_of_one_process_ends_both(tmp_path) -> None:
     ended = finish(begin(tmp_path, (), ("--images=nowhere.npy",)))
     assert [code for code, _ in ended] == [2, 2]
-    fault = "n_images: --images says which images there are; it is for drawn ones"
+    fault = "n_images: a run on --images does not read it: leave it out"
     assert last_line(ended[0][1]) == f"error: process 1: {fault}"
     assert last_line(ended[1][1]) == f"error: {fault}"
 
