@@ -9,7 +9,7 @@ import sys
 import traceback
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,13 @@ GUIDANCE = (
     *("guidance", "guidance_interval", "guidance_rescale", "cfg_plus_plus"),
     *("autoguidance", "autoguidance_step"),
 )
+FIELDS = [  # of the configuration, those that are flags
+    field
+    for group in dataclasses.fields(Config)
+    for field in dataclasses.fields(getattr(Config, group.name))
+    if "help" in field.metadata
+]
+CONFIG = ("preset", *(field.name for field in FIELDS))  # the flags of define_config
 STEPS = {"ddpm": 500, "sa_solver": 10}  # by default, where it is not 25
 
 
@@ -46,13 +53,13 @@ def define_config() -> None:
     """Define --preset, and a flag for each field of the configuration that has a help text."""
     about = "; ".join(f"{name}: {make.__doc__}" for name, make in PRESETS.items())
     flags.DEFINE_enum("preset", "notes", list(PRESETS), f"where the settings start from. {about}")
-    for field in _fields():
+    for field in FIELDS:
         _define(field)
 
 
 def config() -> Config:
     """The configuration that the flags describe. Raises InputError for what cannot be."""
-    given = {field.name: FLAGS[field.name].value for field in _fields()}
+    given = {field.name: FLAGS[field.name].value for field in FIELDS}
     values = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in given.items()
@@ -367,13 +374,6 @@ def _option(text: str) -> tuple[str, Any]:
         except ValueError:
             continue
     return name, word
-
-
-def _fields() -> Iterator[dataclasses.Field]:
-    for group in dataclasses.fields(Config):
-        for field in dataclasses.fields(getattr(Config, group.name)):
-            if "help" in field.metadata:
-                yield field
 
 
 def _define(field: dataclasses.Field) -> None:

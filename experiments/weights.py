@@ -16,7 +16,7 @@ from diffusion_jax import data
 from diffusion_jax.networks import torch_weights
 from diffusion_jax.runs import check_new, load_model, save_model, variable_shapes
 from diffusion_jax.typing import InputError, require
-from experiments.flags import FLAGS, config, define_config, run
+from experiments.flags import CONFIG, FLAGS, config, define_config, refuse_unread, run
 
 define_config()
 flags.DEFINE_string("from", None, "a .pth, .pt or .safetensors file, or a run folder")
@@ -34,6 +34,7 @@ def main() -> None:
     elif target.suffix in torch_weights.CODECS:
         if target.exists():
             raise InputError(f"to={str(target)!r} exists: name a new file")
+        refuse_unread("a run that becomes a file", *CONFIG)
         variables = load_model(source, FLAGS.step).variables
         torch_weights.write_state_dict(target, torch_weights.export_state_dict(variables))
     else:
@@ -46,6 +47,7 @@ def main() -> None:
 
 def to_run(source: Path, folder: Path) -> None:
     """Make a run folder of a state_dict file."""
+    refuse_unread("a file that becomes a run", "step")
     check_new(folder)
     state_dict = torch_weights.read_state_dict(source)
     fields = torch_weights.infer_fields(state_dict)

@@ -101,6 +101,10 @@ UNREAD = {
         ("--options=bogus=1",): "grid trailing takes no bogus",
         ("--context=a;b",): "context='a;b': it must be one, or one for each image",
     },
+    "weights": {
+        ("--from=a", "--to=a.pth", "--epochs=3"): "epochs: a run that becomes a file does not",
+        ("--from=a.pth", "--to=a", "--step=3"): "step: a file that becomes a run does not",
+    },
     "analyse": {("--grid=trailing", "--to_zero"): "to_zero: --grid=trailing does not"},
 }
 UNBOUNDED = {
