@@ -1,5 +1,6 @@
 """What the apps print: without what would steer a terminal, and going on where nobody reads it."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -18,7 +19,7 @@ class Output:
 
     def __init__(self, stream: TextIO | None):
         """Write to a stream; None is one that was closed before the start."""
-        self.stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        self.stream = stream or io.StringIO()
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's own."""

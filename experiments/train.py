@@ -112,14 +112,7 @@ def main() -> None:
                 if parallel.is_first():
                     environment.record(folder, environment.describe(sys.argv, devices))
                 train(folder, manager, settings, dataset, state, devices, length)
-        skipped = sum(record["loss"] is None for record in metrics.read(folder / METRICS))
-        if skipped:
-            say(f"{skipped} of {length.steps} steps were skipped: loss or gradient not finite")
-        if skipped == length.steps:
-            raise InputError(
-                f"run={str(folder)!r} has learned nothing: every step was skipped. "
-                "Try a lower --learning_rate or --grad_clip=1, in another folder"
-            )
+        check_skipped(folder)
         if FLAGS.report:
             say(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
@@ -229,6 +222,18 @@ def train(
                     print(f"{name}: {stands(folder, manager)}", file=sys.stderr)
                 sys.exit(128 + asked)
     say(f"{length.steps} steps in {time.perf_counter() - begin:.0f} s")
+
+
+def check_skipped(folder: Path) -> None:
+    """Print how many steps of a run were skipped. Raises InputError if all were."""
+    losses = [record["loss"] for record in metrics.read(folder / METRICS)]
+    if skipped := losses.count(None):
+        say(f"{skipped} of {len(losses)} steps were skipped: loss or gradient not finite")
+    if losses and skipped == len(losses):
+        raise InputError(
+            f"run={str(folder)!r} has learned nothing: every step was skipped. "
+            "Try a lower --learning_rate or --grad_clip=1, in another folder"
+        )
 
 
 def save(folder: Path, manager: Any, state: TrainState, step: int) -> None:

@@ -5,6 +5,7 @@ or change it, and none that costs anything may pass in silence.
 """
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,10 +16,12 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import jax
@@ -37,7 +40,7 @@ FLAGS = (
     *("--save_every=1", "--keep=9", "--report=False"),
 )
 STEPS = (3, 5, 8)  # of the checkpoints in three epochs of 20 images in batches of 8
-AT_REST, IN_FLIGHT, KILLS = 136, 68, 12
+KILLS = 12
 DISKS = ("", "50k", "200k", "500k", "1m", "2m")  # the sizes of small ones
 
 
@@ -79,6 +82,9 @@ def train(run: Path, data: Path) -> tuple[object, str]:
             shared.run(main)
         except SystemExit as stopped:
             code = stopped.code or 0
+        except Exception:
+            code = 1
+            traceback.print_exc()
     return code, err.getvalue()
 
 
@@ -154,32 +160,7 @@ def loads_right_or_not(run: Path, models: dict[int, runs.Model]) -> bool:
     )
 
 
-def put_config_back(run: Path) -> None:
-    """What the message asks for where the configuration is damaged."""
-    newest = max((run / "state").iterdir(), key=lambda path: int(path.name))
-    shutil.copyfile(newest / "config.json", run / "config.json")
-
-
 # ---------------------------------------------------------------------------- faults in flight
-
-
-@contextlib.contextmanager
-def failing(name: str, call: int) -> Iterator[mock.Mock]:
-    """Let one call of a function fail as on a full disk, and those that follow within it."""
-    module, function = name.rsplit(".", 1)
-    original = getattr(sys.modules[module], function)
-    counted = mock.Mock(count=0)
-
-    def fail(*args, **kwargs):
-        counted.count += 1
-        if counted.count == call:
-            if name.endswith("append"):
-                args[0].open("a").write('{"step": 1, "ep')
-            raise OSError(28, "No space left on device")
-        return original(*args, **kwargs)
-
-    with mock.patch(name, fail):
-        yield counted
 
 
 @contextlib.contextmanager
@@ -207,84 +188,214 @@ def mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True)
 
 
-# What may fail, and about how often a run calls it.
-FAILING = {
-    "os.replace": 14,
-    "os.fsync": 90,
-    "shutil.copyfile": 3,
-    "diffusion_jax.metrics.append": 4,
+# What may fail, and how; and what may lie where a run writes, and be done to it from outside.
+OPERATIONS = (
+    *("os.open", "os.replace", "os.rename", "os.fsync", "os.mkdir", "os.unlink", "os.rmdir"),
+    *("os.listdir", "os.scandir", "os.stat", "io.open", "shutil.copyfile"),
+    *("diffusion_jax.metrics.append", "diffusion_jax.manifests.seal"),
+)
+ERRORS = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EROFS)
+PLACES = (
+    *("lock", "config.json", "metrics.jsonl", "environment.json", "config.json.partial"),
+    *("state", "damaged", "state/5", "state/5/manifest.json", "state/5/metrics.jsonl", "state/9"),
+)
+DISTURBANCES: dict[str, Callable[[Path], object]] = {
+    "newest gone": lambda run: shutil.rmtree(newest_folder(run)),
+    "newest unsealed": lambda run: (newest_folder(run) / "manifest.json").unlink(),
+    "newest cut": lambda run: os.truncate(newest_folder(run) / "metrics.jsonl", 3),
+    "all checkpoints gone": lambda run: [shutil.rmtree(path) for path in (run / "state").iterdir()],
+    "foreign folder": lambda run: (run / "state" / "99").mkdir(),
+    "foreign file": lambda run: (run / "state" / "7").write_text("mine"),
+    "foreign save": lambda run: (run / "state" / "7.orbax-checkpoint-tmp-1").mkdir(),
+    "lock gone": lambda run: (run / "lock").unlink(),
+}
+CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "fewer images": lambda images: images[:12],
+    "more images": lambda images: np.concatenate([images, images[:4]]),
+    "one pixel": lambda images: images ^ (np.indices(images.shape).sum(0) == 0),
+    "another order": lambda images: images[::-1],
 }
 
 
-def disturbed(rng: random.Random, run: Path, data: Path, mounts: bool) -> tuple[str, bool]:
-    """Train while something fails. Returns what, and whether a failure was passed in silence.
+def newest_folder(run: Path) -> Path:
+    folders = [path for path in (run / "state").iterdir() if path.name.isdecimal()]
+    return max(folders, key=lambda path: int(path.name))
 
-    mounts: whether this process may mount file systems.
-    """
-    name = rng.choice((*FAILING, "small files", *(["disk"] * 2 if mounts else [])))
+
+@contextlib.contextmanager
+def intercepted(name: str, run: Path, act: Callable[[int], object]) -> Iterator[mock.Mock]:
+    """Call act with the number of each call of a function on files of a run, before it."""
+    module, function = name.rsplit(".", 1)
+    original = getattr(sys.modules[module], function)
+    counted = mock.Mock(count=0)
+
+    def call(*args, **kwargs):
+        if name == "os.fsync" or (args and str(args[0]).startswith(str(run))):
+            counted.count += 1
+            act(counted.count)
+        return original(*args, **kwargs)
+
+    with mock.patch(name, call):
+        yield counted
+
+
+class Trial(NamedTuple):
+    """Where a fault is injected: a new run, beside a whole one."""
+
+    rng: random.Random
+    run: Path
+    whole: Path
+    data: Path
+    models: dict[int, runs.Model]
+    mounts: bool  # whether this process may mount file systems
+
+    def begun(self) -> None:
+        """Begin the run, up to its last checkpoint but one."""
+        shutil.copytree(self.whole, self.run)
+        shutil.rmtree(self.run / "state" / "8")
+
+
+def damaged(trial: Trial) -> tuple[str, list[str]]:
+    """Damage a run at rest, with or without its last checkpoint."""
+    shutil.copytree(trial.whole, trial.run)
+    if trial.rng.random() < 0.5:
+        shutil.rmtree(trial.run / "state" / "8")
+    name = damage(trial.rng, trial.run)
+    return name, [] if loads_right_or_not(trial.run, trial.models) else ["loaded wrong"]
+
+
+def failing(trial: Trial) -> tuple[str, list[str]]:
+    """Let a file operation fail once, or from then on, in a new run or a begun one."""
+    name, number = trial.rng.choice(OPERATIONS), trial.rng.choice(ERRORS)
+    first, once = int(40 ** trial.rng.random()), trial.rng.random() < 0.5
+    if trial.rng.random() < 0.5:
+        trial.begun()
+
+    def fail(count: int) -> None:
+        if count == first or (count > first and not once):
+            raise OSError(number, os.strerror(number), "somewhere")
+
+    with intercepted(name, trial.run, fail):
+        code, err = train(trial.run, trial.data)
+    return f"failing {name}", unclear(code, err)
+
+
+def short_of_room(trial: Trial) -> tuple[str, list[str]]:
+    """Train where files may not grow, or on a disk that is small or read-only."""
+    name = trial.rng.choice(("small files", *(["disk"] * 2 if trial.mounts else [])))
     if name == "small files":
-        call, fault = 0, small_files(rng.choice((200, 1_000, 10_000, 50_000)))
-    elif name == "disk":
-        size = rng.choice(DISKS)
-        call, fault = 0, disk(run, size)
-        name = "small disk" if size else "read-only disk"
+        fault = small_files(trial.rng.choice((200, 1_000, 10_000, 50_000)))
     else:
-        call = rng.randint(1, FAILING[name])
-        fault = failing(name, call)
-    with fault as calls:
-        code, err = train(run, data)
-    fired = calls.count >= call
-    loud = code == 2 and "error: " in err and "Traceback" not in err
-    quiet_size = name.startswith("small") and code == 0  # it was not too small
-    return f"failing {name}", fired and not (loud or quiet_size or "warning: " in err)
+        fault = disk(trial.run, trial.rng.choice(DISKS))
+    with fault:
+        code, err = train(trial.run, trial.data)
+    return name, unclear(code, err)
+
+
+def unclear(code: int, err: str) -> list[str]:
+    """What is wrong with how an app ended that something disturbed."""
+    in_one_line = code == 2 and err.count("error: ") == 1 and "Traceback" not in err
+    return [] if code == 0 or in_one_line else [f"ends with {code}: {err[-1500:]}"]
+
+
+def placed(trial: Trial) -> tuple[str, list[str]]:
+    """Put a link to a victim, or a pipe, where the run has or gets a file of its own."""
+    trial.begun()
+    place, victim = trial.run / trial.rng.choice(PLACES), trial.run.with_suffix(".victim")
+    how = trial.rng.choice(("symlink", "link", "mkfifo"))
+    if place.is_dir():
+        shutil.rmtree(place)
+        shutil.copytree(trial.whole / "state", victim)
+        how = "symlink"
+    else:
+        place.unlink(missing_ok=True)
+        place.parent.mkdir(exist_ok=True)
+        victim.write_text("mine")
+    getattr(os, how)(*([place] if how == "mkfifo" else [victim, place]))
+    before = contents(victim)
+    code, err = train(trial.run, trial.data)
+    faults = unclear(code, err) + (["wrote elsewhere"] if contents(victim) != before else [])
+    return f"{how} placed", faults
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    return {str(file): file.read_bytes() for file in files}
+
+
+def disturbed(trial: Trial) -> tuple[str, list[str]]:
+    """Disturb a run from outside while it trains."""
+    name, moment = trial.rng.choice([*DISTURBANCES]), trial.rng.randint(1, 8)
+
+    def disturb(count: int) -> None:
+        if count == moment:
+            with contextlib.suppress(OSError, ValueError):  # there is none yet
+                DISTURBANCES[name](trial.run)
+
+    with intercepted("diffusion_jax.metrics.append", trial.run, disturb):
+        code, err = train(trial.run, trial.data)
+    return f"disturbed: {name}", unclear(code, err)
+
+
+def changed(trial: Trial) -> tuple[str, list[str]]:
+    """Continue a run on other data, which is put back."""
+    trial.begun()
+    name, images = trial.rng.choice([*CHANGES]), np.load(trial.data)
+    np.save(trial.data, CHANGES[name](images))
+    code, err = train(trial.run, trial.data)
+    np.save(trial.data, images)
+    return name, [] if code == 2 and not unclear(code, err) else [f"taken: {code}, {err[-500:]}"]
+
+
+FAULTS: dict[Callable[[Trial], tuple[str, list[str]]], int] = {
+    **{damaged: 150, failing: 170, short_of_room: 50, placed: 60, disturbed: 40},
+}
+
+
+def mend(run: Path, err: str) -> None:
+    """Do what the messages ask for: links and pipes go, what is damaged moves away."""
+    for path in [*run.rglob("*")]:
+        if path.is_symlink() or path.is_fifo() or (path.is_file() and path.stat().st_nlink > 1):
+            path.unlink()
+    if "To begin anew, move" in err:
+        (run / "state").rename(run.with_suffix(".moved"))
+    elif "config.json" in err or not (run / "config.json").exists():
+        shutil.copyfile(newest_folder(run) / "config.json", run / "config.json")
 
 
 # -------------------------------------------------------------------------------- the campaign
 
 
-def campaign(folder: Path, at_rest: int, in_flight: int, mounts: bool) -> Counter:
-    """In a process of its own: the faults that need no kill. Counts them, and what was wrong."""
+def campaign(folder: Path, counts: dict[str, int], mounts: bool) -> Counter:
+    """In a process of its own: so many faults of each kind. Counts them, and what was wrong."""
     warnings.simplefilter("always", RunWarning)
     make_variables = once(training.init_variables)
     training.init_variables = lambda *args: jax.tree.map(jnp.copy, make_variables(*args))
     training.train_chunk = once(training.train_chunk)
-    rng, counts, data = random.Random(f"{folder.name}"), Counter(), folder / "images.npy"
+    rng, seen, data = random.Random(f"{folder.name}"), Counter(), folder / "images.npy"
     assert train(folder / "whole", data) == (0, mock.ANY)
     whole = content(folder / "whole", 8)
     models = {step: runs.load_model(folder / "whole", step) for step in STEPS}
-    for number in range(at_rest + in_flight):
+    kinds = [kind for kind in FAULTS for _ in range(counts.get(kind.__name__, 0))]
+    for number, kind in enumerate(kinds):
+        signal.alarm(600)  # against hanging
         run = folder / f"run{number}"
-        if number < at_rest:
-            name, faults = damaged(rng, run, folder / "whole", models)
-        else:
-            name, silent = disturbed(rng, run, data, mounts)
-            faults = ["silent"] if silent else []
+        name, faults = kind(Trial(rng, run, folder / "whole", data, models, mounts))
         code, err = train(run, data)
-        if name.endswith("config.json") and code == 2 and "Traceback" not in err:
-            put_config_back(run)
+        if code == 2 and "Traceback" not in err:
+            mend(run, err)
             code, err = train(run, data)
         if code or "Traceback" in err:
             faults.append(f"lost: {err[-1000:]}")
         elif not equal(content(run, 8), whole):
             faults.append("changed")
-        counts[name] += 1
+        seen[name] += 1
         for what in faults:
-            counts[f"WRONG {number} {name}: {what}"] += 1
+            seen[f"WRONG {number} {name}: {what}"] += 1
         if os.path.ismount(run):
             subprocess.run(["umount", str(run)], check=True)
         shutil.rmtree(run)
-    return counts
-
-
-def damaged(
-    rng: random.Random, run: Path, whole: Path, models: dict[int, runs.Model]
-) -> tuple[str, list[str]]:
-    """Copy a run, with or without its last checkpoint, and damage it."""
-    shutil.copytree(whole, run)
-    if rng.random() < 0.5:
-        shutil.rmtree(run / "state" / "8")
-    name = damage(rng, run)
-    return name, [] if loads_right_or_not(run, models) else ["loaded wrong"]
+    return seen
 
 
 def write_images(folder: Path) -> None:
@@ -292,30 +403,29 @@ def write_images(folder: Path) -> None:
     np.save(folder / "images.npy", images)
 
 
-def run_campaigns(folder: Path, *parts: tuple[int, int]) -> Counter:
-    """Campaigns of (at rest, in flight) faults, side by side; in namespaces where they can be."""
+def run_campaigns(folder: Path, parts: int, **counts: int) -> Counter:
+    """So many campaigns side by side; in namespaces where they can be."""
     own = ["unshare", "-rm"]
     test = [*own, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
     mounts = bool(shutil.which("unshare")) and not subprocess.run(test).returncode
     processes = []
-    for number, (at_rest, in_flight) in enumerate(parts):
+    for number in range(parts):
         place = folder / f"part{number}"
         place.mkdir()
         write_images(place)
         program = (
             "import json, sys, pathlib; from tests.test_faults import campaign; "
-            f"c = campaign(pathlib.Path(sys.argv[1]), {at_rest}, {in_flight}, {mounts}); "
-            "print(json.dumps(c))"
+            f"c = campaign(pathlib.Path(sys.argv[1]), {counts}, {mounts}); print(json.dumps(c))"
         )
         command = [*(own if mounts else []), sys.executable, "-W", "ignore", "-c", program]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen([*command, str(place)], cwd=ROOT, **pipes))
-    counts: Counter = Counter()
+    seen: Counter = Counter()
     for process in processes:
         out, err = process.communicate()
         assert process.returncode == 0, err[-3000:]
-        counts += Counter(json.loads(out.splitlines()[-1]))
-    return counts
+        seen += Counter(json.loads(out.splitlines()[-1]))
+    return seen
 
 
 def wrong(counts: Counter) -> list[str]:
@@ -323,19 +433,18 @@ def wrong(counts: Counter) -> list[str]:
 
 
 def test_a_few_faults(tmp_path) -> None:
-    counts = run_campaigns(tmp_path, (4, 4))
-    assert counts.total() == 8
+    counts = run_campaigns(tmp_path, 1, **{kind.__name__: 2 for kind in FAULTS})
     assert not wrong(counts), counts
+    assert counts.total() == 2 * len(FAULTS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("faults", [(AT_REST, 0), (0, IN_FLIGHT)], ids=["at rest", "in flight"])
-def test_many_faults(tmp_path, faults: tuple[int, int]) -> None:
-    half = (faults[0] // 2, faults[1] // 2)
-    counts = run_campaigns(tmp_path, half, half)
+@pytest.mark.parametrize("kind", FAULTS, ids=lambda kind: kind.__name__)
+def test_many_faults(tmp_path, kind: Callable) -> None:
+    counts = run_campaigns(tmp_path, 2, **{kind.__name__: FAULTS[kind] // 2})
     conftest.FAULTS.update(counts)
     assert not wrong(counts), counts
-    assert counts.total() == sum(faults)
+    assert counts.total() == FAULTS[kind]
 
 
 @pytest.fixture
@@ -453,7 +562,7 @@ def test_divergence_stops_or_is_skipped(start, tmp_path) -> None:
     with start(run, *flags, "--on_nan=skip") as process:
         out, err = process.communicate()
     assert process.returncode == 0, err
-    assert f"{len(bad)} of them were skipped" in out
+    assert f"{len(bad)} of 100 steps were skipped" in out
     records = metrics.read(run / "metrics.jsonl")
     assert [record["step"] for record in records if record["loss"] is None] == bad
     assert all(np.isfinite(leaf).all() for leaf in content(run, 100))

@@ -13,12 +13,15 @@ import resource
 import signal
 import string
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -35,8 +38,10 @@ from diffusion_jax.networks import torch_weights
 from diffusion_jax.runs import load_config
 from diffusion_jax.samplers import SAMPLERS
 from diffusion_jax.typing import InputError, RunWarning
-from experiments.flags import FLAGS, config, options
-from experiments.train import check_folder  # which defines the flags
+from experiments.flags import FLAGS, _use_cache, config, options
+from experiments.report import versions
+from experiments.terminal import outputs
+from experiments.train import check_folder, check_skipped  # which defines the flags
 from tests import conftest
 
 GIGABYTE = 2**30
@@ -477,6 +482,76 @@ def test_options_of_another_kind_of_data_are_named(tmp_path, monkeypatch, given,
     put(tmp_path, "folder/a/x.png")
     with pytest.raises(InputError, match=message):
         load(DataConfig(**given))
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("a\033[2J\x9b\x07b\n", "a\\x1b[2J\\x9b\\x07b\n"),
+        ("bar\r\tgr\xfc\xdfe\n", "bar\r\tgr\xfc\xdfe\n"),
+        ("folder \udcff", "folder \\udcff"),
+    ],
+)
+def test_names_cannot_steer_the_terminal(written: str, shown: str) -> None:
+    text = io.StringIO()
+    with outputs(text, None):
+        print(written, end="")
+        print("into a closed stream", file=sys.stderr)
+    assert text.getvalue() == shown
+
+
+def test_an_app_goes_on_where_nobody_reads_what_it_prints(tmp_path) -> None:
+    """A pipe whose reader has left, and a full disk."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe, open("/dev/full", "w") as full, outputs(pipe, full):
+        for _ in range(3):
+            print("x" * 10_000, flush=True)
+            print("lost", file=sys.stderr)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "grad_clip", "weighting_gamma"])
+def test_numbers_that_are_0_in_float32_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=1e-320: so small, it changes nothing"):
+        Config().override(**{name: 1e-320, "loss_weighting": "min_snr"})
+
+
+def test_a_run_whose_every_step_was_skipped_is_an_error(tmp_path, capsys) -> None:
+    path = tmp_path / "metrics.jsonl"
+    metrics.append(path, [{"step": 1, "loss": None}, {"step": 2, "loss": 1.0}])
+    check_skipped(tmp_path)
+    assert "1 of 2 steps were skipped" in capsys.readouterr().out
+    path.write_text('{"step": 1, "loss": null}\n')
+    with pytest.raises(InputError, match="has learned nothing: every step was skipped"):
+        check_skipped(tmp_path)
+
+
+@pytest.mark.parametrize("text", [None, "[" * 10**5, "[]", '[{"devices": 7, "versions": 7}]'])
+@pytest.mark.filterwarnings("ignore:.*is damaged")
+def test_a_report_needs_no_record_of_starts(tmp_path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "environment.json").write_text(text)
+    assert "<table>" in versions(tmp_path)
+
+
+def test_without_a_home_nothing_is_cached(monkeypatch) -> None:
+    """As for a user without an entry in the system's list."""
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    before = jax.config.jax_compilation_cache_dir
+    _use_cache(None)
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+def test_a_log_file_gets_few_lines_and_no_backend_of_a_notebook() -> None:
+    program = (
+        "import experiments, os; print(os.environ['MPLBACKEND'], os.environ['TQDM_MININTERVAL'])"
+    )
+    command = [sys.executable, "-c", program]
+    env = os.environ | {"MPLBACKEND": "module://not_here"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "agg 60\n"
 
 
 # ------------------------------------------------------------------------- pickles, with PyTorch

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -39,6 +40,19 @@ ROOT = Path(__file__).parent.parent
 def test_processes_that_cannot_be_are_named(given, message) -> None:
     with pytest.raises(InputError, match=message):
         parallel.start_processes(*given)
+
+
+def test_the_coordinator_listens_where_it_is_told_to(monkeypatch) -> None:
+    given = {}
+    monkeypatch.setattr("jax.distributed.initialize", lambda **kwargs: given.update(kwargs))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(InputError, match=f"coordinator={where}: another program listens there"):
+            parallel.start_processes(where, 2, 0)
+        assert not given
+        parallel.start_processes(where, 2, 1)
+    parallel.start_processes(where, 2, 0)
+    assert given["coordinator_bind_address"] == given["coordinator_address"] == where
 
 
 @pytest.mark.parametrize("count", [-1, 0, 1025, 10**12])

@@ -3,6 +3,8 @@
 The faults of one checkpoint here; a campaign of hundreds in test_faults.py (make test-slow).
 """
 
+import contextlib
+import errno
 import os
 import re
 import shutil
@@ -16,11 +18,22 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import checkpoints, environment, files, locks, stopping, training
+from diffusion_jax import (
+    checkpoints,
+    environment,
+    files,
+    locks,
+    metrics,
+    samplers,
+    sampling,
+    stopping,
+    training,
+)
 from diffusion_jax.config import Config
 from diffusion_jax.optimizers import Length
 from diffusion_jax.parallel import choose_devices
-from diffusion_jax.runs import load_model, reconstruct, variable_shapes
+from diffusion_jax.runs import init_variables, load_model, reconstruct, save_model, variable_shapes
+from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, RunWarning
 from tests.processes import HANGS
 
@@ -60,6 +73,11 @@ def largest(folder: Path) -> Path:
     return max(folder.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
 
 
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 16
@@ -76,6 +94,9 @@ DAMAGES = {
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "never finished"),
     "manifest cut": (lambda folder: os.truncate(folder / "manifest.json", 50), "manifest.json is"),
     "manifest": (lambda folder: flip(folder / "manifest.json"), "is damaged|is missing"),
+    "nested": (lambda folder: (folder / "manifest.json").write_text("[" * 10**5), "is not JSON"),
+    "pipe": (lambda folder: replace_by_pipe(folder / "manifest.json"), "is not a file"),
+    "pipe inside": (lambda folder: replace_by_pipe(largest(folder)), "is not a file"),
 }
 
 
@@ -99,6 +120,126 @@ def test_a_run_without_a_sound_checkpoint_loads_nothing(run) -> None:
         pytest.raises(InputError, match=r"no sound checkpoint, only damaged ones: \[3, 7, 20\]"),
     ):
         load_model(run)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+@pytest.mark.parametrize("name", ["manifest.json", "_METADATA"])
+def test_what_cannot_be_read_is_not_damaged(run, monkeypatch, number: int, name: str) -> None:
+    """It stops training and sampling, and all stays where it is."""
+    opened = os.open
+
+    def refuse(path, *args, **kwargs):
+        if os.fspath(path).endswith(name):
+            raise OSError(number, os.strerror(number), path)
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr("os.open", refuse)
+    said = rf"state/20 cannot be read: .*{name}: {os.strerror(number)}\. Nothing was changed"
+    for read in (checkpoints.newest, load_model, lambda run: load_model(run, 20)):
+        with pytest.raises(InputError, match=said):
+            read(run)
+
+
+def test_a_folder_that_cannot_be_listed_is_not_damaged(run, monkeypatch) -> None:
+    listed = os.scandir
+
+    def refuse(path):
+        if os.fspath(path).endswith("20/model"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(InputError, match=r"20 cannot be read: .*/model: Permission denied"):
+        checkpoints.newest(run)
+
+
+def test_training_never_begins_anew_beside_checkpoints(run) -> None:
+    for step in STEPS:
+        flip(largest(run / "state" / str(step)))
+    with pytest.warns(RunWarning):
+        assert checkpoints.newest(run) is None
+    with pytest.raises(InputError, match=r"only damaged ones: \[3, 7, 20\]\. To begin anew, move"):
+        checkpoints.set_aside(run, None)
+    assert len(list((run / "state").iterdir())) == 3
+    for step in (3, 7):
+        shutil.rmtree(run / "state" / str(step))
+    (run / "state/20/manifest.json").unlink()  # a first checkpoint that was never finished
+    checkpoints.set_aside(run, None)
+    assert not list((run / "state").iterdir())
+
+
+def vanishing(run: Path):
+    """Have the checkpoint 7 replaced by 20, as training with --keep=1 does."""
+    shutil.copytree(run.parent / "20", run / "state" / "20")
+    shutil.rmtree(run / "state" / "7")
+
+
+@pytest.mark.parametrize(
+    "when", ["diffusion_jax.manifests.fault", "diffusion_jax.checkpoints.restore"]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_checkpoint_that_vanishes_while_it_is_read_is_not_damaged(run, monkeypatch, when) -> None:
+    module, name = when.rsplit(".", 1)
+    original = getattr(sys.modules[module], name)
+    shutil.move(run / "state" / "20", run.parent / "20")
+
+    def first(*args, **kwargs):
+        if (run / "state" / "7").exists():
+            vanishing(run)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(when, first)
+    assert is_drawn(load_model(run).variables, 20)
+
+
+def test_a_checkpoint_that_cannot_be_removed_does_not_end_the_run(run, monkeypatch) -> None:
+    def refuse(path, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    with checkpoints.open_checkpoints(run) as manager, monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", refuse)
+        with pytest.warns(RunWarning, match=r"state/\d+ cannot be removed: Permission denied"):
+            checkpoints.save(manager, 21, drawn(21), keep=1)
+    assert is_drawn(load_model(run).variables, 21)
+
+
+def test_a_run_that_is_made_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
+    """Killed in between, the same command succeeds."""
+
+    def killed(*args, **kwargs):
+        raise SystemExit
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr("diffusion_jax.checkpoints.save", killed)
+            with pytest.raises(SystemExit):
+                save_model(tmp_path / "run", CONFIG, drawn(1))
+    save_model(tmp_path / "run", CONFIG, drawn(1))
+    assert is_drawn(load_model(tmp_path / "run").variables, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+WRITERS = {
+    "lock": lambda run: locks.only_writer(run).__enter__(),
+    "config.json": lambda run: checkpoints.write_config(run, CONFIG.to_dict()),
+    "metrics.jsonl": lambda run: metrics.append(run / "metrics.jsonl", [{"step": 1}]),
+    "environment.json": lambda run: environment.record(run, {}),
+    "samples.npy": lambda run: files.save_npy(run / "samples.npy", np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("name", WRITERS)
+def test_nothing_is_written_through_a_link(tmp_path, name: str, link) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("[]")
+    (tmp_path / "run").mkdir()
+    link(victim, tmp_path / "run" / name)
+    if (name, link) == ("metrics.jsonl", os.link):  # it is replaced when training starts
+        metrics.restore(tmp_path / "run" / name, None)
+    with contextlib.suppress(InputError, OSError):
+        WRITERS[name](tmp_path / "run")
+    assert victim.read_text() == "[]"
 
 
 def test_damaged_checkpoints_are_set_aside_and_their_steps_written_again(run) -> None:
@@ -362,6 +503,31 @@ def test_the_commit_is_that_of_the_working_tree(tmp_path) -> None:
     assert environment.commit(tmp_path) == head
     (tmp_path / "new").write_text("")
     assert environment.commit(tmp_path) == head + "+"
+
+
+PINNED = """
+import diffusion_jax, jax
+print(jax.random.normal(jax.random.split(jax.random.key(7), 3)[1], (2,), "float32"))
+"""
+
+
+def test_variables_of_jax_change_no_random_number() -> None:
+    given = {"JAX_THREEFRY_PARTITIONABLE": "0", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    words = {"env": os.environ | given, "text": True, "cwd": ROOT}
+    want = jax.random.normal(jax.random.split(jax.random.key(7), 3)[1], (2,), "float32")
+    assert subprocess.check_output([sys.executable, "-c", PINNED], **words) == f"{want}\n"
+
+
+def test_float64_elsewhere_changes_no_sample(model) -> None:
+    tableau = samplers.build("ddpm", model.schedule, 3)
+    want = sample(model, tableau, 2, seed=3).images
+    jax.clear_caches()
+    sampling._compiled.cache_clear()
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(sample(model, tableau, 2, seed=3).images, want, strict=True)
+        assert sampling.initial_noise(model, 2).dtype == np.float32
+        leaves = jax.tree.leaves(init_variables(CONFIG.network.build(), 0))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
 
 
 # -------------------------------------------------------------------------------- divergence
