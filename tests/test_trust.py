@@ -35,7 +35,7 @@ from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import init_variables, load_model, reconstruct, save_model, variable_shapes
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, RunWarning
-from tests.processes import HANGS
+from tests.processes import HANGS, run_app
 
 CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
 STEPS = (3, 7, 20)
@@ -217,6 +217,25 @@ def test_a_run_that_is_made_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     save_model(tmp_path / "run", CONFIG, drawn(1))
     assert is_drawn(load_model(tmp_path / "run").variables, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("sample", "--n=3", "--sampler=ddim", "--steps=2"), "samples.npy"),
+        (("edit", "--edit=interpolate", "--seeds=1,2", "--steps=2"), "edited.npy"),
+    ],
+)
+def test_images_that_are_not_finite_overwrite_none(tmp_path, flags: tuple, name: str) -> None:
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), drawn(1))
+    save_model(tmp_path / "run", CONFIG, broken)
+    (tmp_path / name).write_text("good")
+    done = run_app(
+        f"experiments.{flags[0]}", *flags[1:], f"--run={tmp_path}/run", f"--out={tmp_path}"
+    )
+    assert done.returncode == 2, done.stderr
+    assert "NaN or infinite" in done.stderr
+    assert (tmp_path / name).read_text() == "good"
 
 
 WRITERS = {
