@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -199,10 +200,11 @@ def restore(checkpoints: ocp.CheckpointManager, step: int, **templates: Any) -> 
     args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
     try:
         return checkpoints.restore(step, args=ocp.args.Composite(**args))
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # orbax raises plain ones
         path = checkpoints.directory / str(step)
         items = ", ".join(templates)
-        raise InputError(f"{path} does not hold this run's {items}: {error}") from None
+        what = str(error).split("\n")[0]
+        raise InputError(f"{path} does not hold this run's {items}: {what}") from None
 
 
 def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
@@ -213,18 +215,26 @@ def restore_model(run: Path, template: Any, step: int | None = None) -> Any:
     """
     state = run.absolute() / "state"
     for _ in range(TRIES):
-        chosen = _choose(run, step)
-        try:
-            _check_config(run, state / str(chosen))
-            options = ocp.CheckpointManagerOptions(
-                read_only=True, create=False, save_interval_steps=0
-            )
-            with ocp.CheckpointManager(state, options=options, item_names=ITEMS) as checkpoints:
-                return restore(checkpoints, chosen, model=template)["model"]
-        except (OSError, ValueError):
-            if step is not None or manifests.is_sealed(state / str(chosen)):
-                raise
+        folder = state / str(_choose(run, step))
+        with tempfile.TemporaryDirectory() as place:
+            try:
+                _check_config(run, folder)
+                if jax.process_count() > 1:  # they read it together
+                    return _read_model(folder, template)
+                copy = Path(place) / folder.name
+                shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(ITEMS[1]))
+                if manifests.is_sealed(folder):  # else training beside this removed it meanwhile
+                    return _read_model(copy, template)
+            except (OSError, InputError) as error:
+                if manifests.is_sealed(folder):
+                    raise InputError(str(error).replace(place, str(state))) from error
     raise InputError(f"run={str(run)!r} removes each checkpoint before it is read: keep more")
+
+
+def _read_model(folder: Path, template: Any) -> Any:
+    options = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
+    with ocp.CheckpointManager(folder.parent, options=options, item_names=ITEMS) as checkpoints:
+        return restore(checkpoints, int(folder.name), model=template)[ITEMS[0]]
 
 
 def _choose(run: Path, step: int | None) -> int:

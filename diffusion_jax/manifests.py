@@ -41,7 +41,7 @@ def fault(folder: Path) -> str | None:
             if digest != _digest(folder / name):
                 return f"{name} is damaged"
     except FileNotFoundError:
-        return f"it has no {MANIFEST}, so it was never finished"
+        return f"it has no {MANIFEST}: it was never finished, or is being written"
     except NotADirectoryError:
         return "it is not a folder"
     except InputError as error:
