@@ -11,17 +11,20 @@ def call(app: str, *argv: str) -> None:
 
     Errors are raised, not printed. All devices of the process are there.
     """
-    others = _take_away()
-    sys.modules.pop(f"experiments.{app}", None)
+    others, module = _take_away(), f"experiments.{app}"
+    before = sys.modules.pop(module, None)
     try:
-        main = importlib.import_module(f"experiments.{app}").main
+        main = importlib.import_module(module).main
         flags.FLAGS([app, *argv])
         main()
     finally:
         _take_away()
-        for module, flag in others:
+        sys.modules.pop(module, None)
+        if before is not None:
+            sys.modules[module] = before
+        for owner, flag in others:
             flags.FLAGS[flag.name] = flag
-            flags.FLAGS.register_flag_by_module(module, flag)
+            flags.FLAGS.register_flag_by_module(owner, flag)
 
 
 def _take_away() -> list[tuple[str, flags.Flag]]:
