@@ -290,7 +290,7 @@ def test_compare_times_samplers_side_by_side(app, run, tmp_path) -> None:
     for name, evaluations in (("ddpm-20", 20), ("ddim-5", 5)):
         assert re.search(rf"^{name} +{evaluations} +[\d.]+ +[\d.]+ +[\d.]+ s$", out, re.MULTILINE)
     assert re.search(r"ddim-5 is [\d.]+ times as fast as the slowest", out)
-    assert [path.name for path in tmp_path.iterdir()] == ["compare-ddpm-20-ddim-5.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["compare-ddpm-20-ddim-5-n=6.png"]
 
 
 # ----------------------------------------------------------------------------------- editing
