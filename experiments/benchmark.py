@@ -405,9 +405,9 @@ def estimate(groups: list[Group], total: float, spent: float, budget: float | No
         return words
     longest = max(groups, key=lambda group: group.seconds)
     return (
-        f"{words}: the {budget:.0f} s of the budget do not suffice, since each candidate has at "
-        f"least {min(timing.LEAST, FLAGS.repeats)} runs; a round of {longest.words['case']} alone "
-        f"takes {longest.seconds:.0f} s"
+        f"{words}: more than the budget of {budget:.0f} s, since each candidate has at least "
+        f"{min(timing.LEAST, FLAGS.repeats)} runs; the longest is {longest.words['case']}, with "
+        f"{longest.seconds:.0f} s a round"
     )
 
 

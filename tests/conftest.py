@@ -18,10 +18,13 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 install_import_hook("diffusion_jax", f"{checker.__name__}.check")
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # for the apps, of all processes that test
+# Compiled programs are shared by the processes that test and the apps that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+os.environ |= {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 TRIED: Counter[str] = Counter()  # by the tests of hostile input
 FAULTS: Counter[str] = Counter()  # injected by the slow tests of faults; what was wrong: WRONG ...
