@@ -16,7 +16,7 @@ from diffusion_jax import augmentation, averages, losses, parameterizations, sch
 from diffusion_jax.averages import EMA_PROFILES
 from diffusion_jax.data import UNKNOWN, Dataset, changes, check_class_names
 from diffusion_jax.losses import NOISINGS, TIME_SAMPLINGS, WEIGHTINGS
-from diffusion_jax.networks import NETWORKS
+from diffusion_jax.networks import NETWORKS, Network
 from diffusion_jax.optimizers import LR_SCHEDULES
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.precisions import PRECISIONS
@@ -101,24 +101,18 @@ class NetworkConfig:
         ("conv", "none"),
     )
     norm: str = option("batch", "the normalisation in the convolution blocks", ("batch", "group"))
-    in_channels: int = 3
-    height: int = 16
+    image_shape: tuple[int, ...] = (16, 16, 3)
     n_cfeat: int = 5
 
     def __post_init__(self) -> None:
-        """Raise InputError for what cannot be."""
-        choose(NETWORKS, "network", self.network)
+        """Raise InputError if the network does not take these options."""
         self.build()
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images."""
-        return self.build().image_shape
-
-    def build(self, **fields: Any) -> Any:
-        """The network; fields that are no hyperparameters, such as axis_name, are added."""
-        hyperparameters = dataclasses.asdict(self)
-        return NETWORKS[hyperparameters.pop("network")](**hyperparameters, **fields)
+    def build(self, **fields: Any) -> Network:
+        """Return the network with the options that it has, and fields such as axis_name."""
+        make = choose(NETWORKS, "network", self.network)
+        names = {field.name for field in dataclasses.fields(make)} & self.__dict__.keys()
+        return make(**{name: getattr(self, name) for name in names}, **fields)
 
 
 @dataclass(frozen=True)
@@ -237,11 +231,11 @@ class TrainingConfig:
             raise InputError(f"keep_probability={self.keep_probability}: it must be in [0, 1]")
 
 
-def _is_like(value: Any, default: Any, name: str) -> bool:
+def _is_like(value: Any, default: Any) -> bool:
     """Whether a value from JSON has the type of a field: of floats, whole numbers will do."""
     if isinstance(default, tuple):
-        of = 0.0 if name == "class_frequencies" else ""
-        return isinstance(value, tuple) and all(_is_like(part, of, name) for part in value)
+        of = default[0] if default else ""
+        return isinstance(value, tuple) and all(_is_like(part, of) for part in value)
     if isinstance(default, float):
         return type(value) in (int, float) and abs(value) < 1e300
     return type(value) is type(default)
@@ -292,8 +286,7 @@ class Config:
         if seen >= 2**31:
             raise InputError(f"epochs={self.training.epochs}: too many for int32 step counters")
         return self.override(
-            height=dataset.images.shape[1],
-            in_channels=dataset.images.shape[3],
+            image_shape=dataset.images.shape[1:],
             n_cfeat=dataset.labels.shape[1],
             class_names=dataset.class_names,
             fingerprint=dataset.fingerprint,
@@ -326,7 +319,7 @@ class Config:
                 )
             fields = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
             for name, value in fields.items():
-                if not _is_like(value, getattr(group.default, name), name):
+                if not _is_like(value, getattr(group.default, name)):
                     kind = type(getattr(group.default, name)).__name__
                     raise InputError(f"{source}: {name}={value!r}: it must be of type {kind}")
             groups[group.name] = cls(**fields)

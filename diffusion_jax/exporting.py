@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, UInt32
 from diffusion_jax import samplers
 from diffusion_jax.denoisers import Guidance, network_denoiser
 from diffusion_jax.files import write_atomically
-from diffusion_jax.networks import fold_batch_norm
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
@@ -48,7 +47,7 @@ def export_sampler(
     platforms: what the function will run on, in JAX's names: cpu, cuda, rocm, tpu.
     Raises InputError for an unknown dtype.
     """
-    network, variables = fold_batch_norm(computing_in(model.network, dtype), model.variables)
+    network, variables = computing_in(model.network, dtype).for_sampling(model.variables)
     decode = PARAMETERIZATIONS[model.config.diffusion.parameterization]
     table, noise_scale = to_float32(tableau), np.float32(tableau.noise_scale)
 

@@ -22,7 +22,7 @@ from diffusion_jax.denoisers import (
     known,
     network_denoiser,
 )
-from diffusion_jax.networks import fold_batch_norm
+from diffusion_jax.networks import Network
 from diffusion_jax.parallel import (
     data_parallel,
     first_devices,
@@ -187,7 +187,7 @@ def _in_batches(
 
 @lru_cache
 def _compiled(
-    networks: tuple[Any, ...],
+    networks: tuple[Network, ...],
     parameterization: str,
     timesteps: int,
     threshold: str,
@@ -226,10 +226,10 @@ def _compiled(
     return data_parallel(on_one_device, in_axes, (0, 0), devices=devices, how=how)
 
 
-def _apply(network: Any, variables: Variables) -> Apply:
-    """A network with its weights, BatchNorm folded into the convolutions: once, before the loop."""
-    folded, variables = fold_batch_norm(network, variables)
-    return partial(folded.apply, variables)
+def _apply(network: Network, variables: Variables) -> Apply:
+    """Bind a network to its weights, in its form for sampling: once, before the loop."""
+    network, variables = network.for_sampling(variables)
+    return partial(network.apply, variables)
 
 
 def initial_noise(
@@ -279,7 +279,7 @@ def _check(
 
 def check_alike(model: Model, other: Model) -> None:
     """Raise InputError unless two models denoise the same images on the same forward process."""
-    for name in ("height", "in_channels", "n_cfeat"):
+    for name in ("image_shape", "n_cfeat"):
         ours, theirs = getattr(model.network, name), getattr(other.network, name)
         require(ours == theirs, f"the other model has {name}={theirs}: it must be {ours}")
     ours, theirs = model.config.diffusion, other.config.diffusion

@@ -188,7 +188,7 @@ def sdedit(editor: Editor) -> Rows:
 
 def inpaint(editor: Editor) -> Rows:
     """The images, what is known of them, and what RePaint fills in."""
-    known = np.broadcast_to(mask(editor.images.shape[1]), (*editor.images.shape[:3], 1))
+    known = np.broadcast_to(mask(editor.images.shape[1:3]), (*editor.images.shape[:3], 1))
     table = editing.repaint(editor.model.schedule, editor.grid, FLAGS.jump, FLAGS.repeats)
     start = editing.noised(known * editor.images, table)
     filled = editor.sample(table, start, mask=known)
@@ -254,7 +254,7 @@ def inputs(settings: Config) -> tuple[np.ndarray, np.ndarray]:
         return np.empty((0, 1, 1, 1), np.float32), two_contexts(settings)
     source = settings.data
     if FLAGS.images is not None:
-        size = settings.network.height if Path(FLAGS.images).is_dir() else 0
+        size = settings.network.image_shape[0] if Path(FLAGS.images).is_dir() else 0
         source = DataConfig(images=FLAGS.images, image_size=size)
     dataset = data.load(source)
     found, shape = dataset.images.shape[1:], settings.network.image_shape
@@ -286,21 +286,21 @@ def two_contexts(settings: Config) -> np.ndarray:
     return vectors
 
 
-def mask(height: int) -> np.ndarray:
-    """The mask of --mask, (height, height, 1): 1 where pixels are known."""
-    known = np.zeros((height, height, 1), np.float32)
-    half = height // 2
+def mask(size: tuple[int, int]) -> np.ndarray:
+    """Return the mask of --mask, (height, width, 1): 1 where pixels are known."""
+    known = np.zeros((*size, 1), np.float32)
+    row, column = size[0] // 2, size[1] // 2
     halves: dict[str, Any] = {
-        **{"left": np.s_[:, :half], "right": np.s_[:, half:]},
-        **{"top": np.s_[:half], "bottom": np.s_[half:]},
+        **{"left": np.s_[:, :column], "right": np.s_[:, column:]},
+        **{"top": np.s_[:row], "bottom": np.s_[row:]},
     }
     if not FLAGS.mask.endswith(".npy"):
         known[choose(halves, "mask", FLAGS.mask)] = 1
         return known
     given = data.load_npy(FLAGS.mask)
     require(
-        given.shape in ((height, height), known.shape) and np.isin(given, (0, 1)).all(),
-        f"mask={FLAGS.mask} has shape {given.shape}: it must be ({height}, {height}), of 0 and 1",
+        given.shape in (size, known.shape) and np.isin(given, (0, 1)).all(),
+        f"mask={FLAGS.mask} has shape {given.shape}: it must be {size}, of 0 and 1",
     )
     return given.reshape(known.shape).astype(np.float32)
 

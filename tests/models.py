@@ -5,7 +5,7 @@ from typing import Any
 from diffusion_jax.config import Config
 from diffusion_jax.runs import Model, init_variables
 
-SMALL = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
+SMALL = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=40)
 
 
 def untrained(config: Config = SMALL, **fields: Any) -> Model:

@@ -127,7 +127,8 @@ def test_a_run_holds_its_configuration_checkpoints_losses_and_report(run) -> Non
         *("config.json", "environment.json", "state", "metrics.jsonl", "report.html")
     }
     config = load_config(run)
-    assert (config.network.height, config.network.n_cfeat, config.network.n_feat) == (8, 3, 8)
+    assert config.network.image_shape == (8, 8, 3)
+    assert (config.network.n_cfeat, config.network.n_feat) == (3, 8)
     assert (config.diffusion.timesteps, config.training.epochs) == (T, 3)
     assert sorted(int(path.name) for path in (run / "state").iterdir()) == list(STEPS)
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -25,7 +25,7 @@ from experiments.measure import Bare, Setting
 from tests.processes import Done, run_app
 
 CASE = "--samplers=ddim:5"
-SMALL = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=40)
+SMALL = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=40)
 
 
 def model_of(config: Config) -> Model:

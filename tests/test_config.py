@@ -131,11 +131,9 @@ def test_a_whole_number_is_a_float_too() -> None:
         ("network", "vit", "network='vit' is unknown: choose from context_unet"),
         ("n_feat", 12, "n_feat=12: give a multiple of 8 from 8 up"),
         ("n_feat", 0, "n_feat=0: give a multiple of 8"),
-        ("shortcut", "random", "shortcut='random': give one of conv, none"),
-        ("norm", "layer", "norm='layer': give one of batch, group"),
-        ("in_channels", 0, "in_channels=0: give an integer from 1 up"),
-        ("height", 10, "height=10: give a multiple of 4 from 8 up"),
-        ("height", 4, "height=4: give a multiple of 4 from 8 up"),
+        ("image_shape", (8, 8, 0), "in_channels=0: give an integer from 1 up"),
+        ("image_shape", (10, 16, 3), "height=10: give a multiple of 4 from 8 up"),
+        ("image_shape", (16, 4, 3), "width=4: give a multiple of 4 from 8 up"),
         ("n_cfeat", 0, "n_cfeat=0: give an integer from 1 up"),
         ("schedule", "quartic", "schedule='quartic' is unknown: choose from linear, notes"),
         ("timesteps", 0, "a schedule of 0 steps: it must have at least 1"),
@@ -190,7 +188,8 @@ def test_the_notes_preset_is_the_notes() -> None:
     config = PRESETS["notes"]()
     assert (config.diffusion.timesteps, config.diffusion.schedule) == (500, "notes")
     assert (config.diffusion.beta_min, config.diffusion.beta_max) == (1e-4, 0.02)
-    assert (config.network.n_feat, config.network.n_cfeat, config.network.height) == (64, 5, 16)
+    assert (config.network.n_feat, config.network.n_cfeat) == (64, 5)
+    assert config.network.image_shape == (16, 16, 3)
     assert (config.training.batch_size, config.training.epochs) == (100, 32)
     assert (config.training.learning_rate, config.training.lr_schedule) == (1e-3, "notes")
     assert (config.training.keep_probability, config.training.ema_decay) == (0.9, 0)

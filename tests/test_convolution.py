@@ -1,13 +1,18 @@
 """The convolution and its gradients, against jax's and against sums in float64."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
-from diffusion_jax.networks import convolution, winograd
-from diffusion_jax.networks.convolution import convolve
+from diffusion_jax.networks import ContextUnet
+from diffusion_jax.networks.kernels import KERNELS, convolution, winograd
+from diffusion_jax.networks.kernels.convolution import convolve
+from tests.test_folding import random_variables
+from tests.test_networks import jit
 
 
 def plain(x, kernel):
@@ -126,3 +131,40 @@ def test_parts_add_up_in_float32(monkeypatch) -> None:
     ones = (jnp.ones(shape, jnp.bfloat16) for shape in ((512, 1, 1, 8), (3, 3, 8, 1)))
     ours, _ = gradients_of_kernel(*ones, jnp.ones((512, 1, 1, 1), jnp.bfloat16))
     assert (ours[1, 1] == 512).all()
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_plain_kernels_differentiate_in_forward_mode(norm: str) -> None:
+    """The derivative by x and by the parameters, along one direction, against differences."""
+    with jax.enable_x64(True):
+        network = ContextUnet((8, 8, 1), n_feat=8, norm=norm, kernels="plain", dtype=jnp.float64)
+        variables = jax.tree.map(np.float64, random_variables(network))
+        params = variables.pop("params")
+        x, dx = drawn(0, (2, 8, 8, 1), (2, 8, 8, 1), dtype=jnp.float64)
+        at, along = (x, params), (dx, jax.tree.map(np.cos, params))
+
+        def apply(x, params):
+            v = {"params": params, **variables}
+            return network.apply(v, x, 0.5, train=True, mutable=["batch_stats"])[0]
+
+        def moved(step):
+            return apply(*jax.tree.map(lambda a, d: a + step * d, at, along))
+
+        ahead, behind = map(jit(moved), (1e-6, -1e-6))
+        differences = (ahead - behind) / 2e-6
+        _, derivative = jit(lambda at, along: jax.jvp(apply, at, along))(at, along)
+        linear = jit(lambda at, along: jax.linearize(apply, *at)[1](*along))(at, along)
+    assert np.linalg.norm(derivative - differences) < 1e-6 * np.linalg.norm(differences)
+    assert np.allclose(linear, derivative, rtol=1e-9)
+
+
+def test_plain_and_fast_norms_agree() -> None:
+    x, g, scale, bias = drawn(0, (3, 4, 2, 5), (3, 4, 2, 5), (5,), (5,))
+
+    def run(kernels, x, scale, bias):
+        y, *moments = KERNELS[kernels].normalise(3 * x + 1, scale, bias, 1e-5, None)
+        return jnp.vdot(y, g), moments
+
+    grads = (jax.grad(partial(run, kernels), (0, 1, 2), has_aux=True) for kernels in KERNELS)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    jax.tree.map(close, *(grad(x, scale, bias) for grad in grads))

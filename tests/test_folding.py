@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.networks import ContextUnet, fold_batch_norm
+from diffusion_jax.networks import ContextUnet
+from tests.test_networks import jit
 
 
 def random_variables(network: ContextUnet) -> dict:
@@ -24,24 +25,24 @@ def random_variables(network: ContextUnet) -> dict:
 
 @pytest.mark.parametrize("shortcut", ["conv", "none"])
 def test_the_folded_network_computes_the_same(shortcut: str) -> None:
-    network = ContextUnet(n_feat=8, height=8, shortcut=shortcut)
+    network = ContextUnet((8, 8, 3), n_feat=8, shortcut=shortcut)
     variables = random_variables(network)
-    folded, fewer = fold_batch_norm(network, variables)
+    folded, fewer = network.for_sampling(variables)
     assert fewer.keys() == {"params"}
     assert folded.norm == "none"
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32)
     context = jnp.asarray(rng.normal(size=(4, 5)), jnp.float32)
-    expected = network.apply(variables, x, jnp.float32(0.3), context)
-    ours = folded.apply(fewer, x, jnp.float32(0.3), context)
+    expected = jit(network.apply)(variables, x, jnp.float32(0.3), context)
+    ours = jit(folded.apply)(fewer, x, jnp.float32(0.3), context)
     assert np.abs(expected).max() > 0.1
     assert np.allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
     ones = jax.tree.map(jnp.ones_like, variables["batch_stats"])
-    unfolded = network.apply({**variables, "batch_stats": ones}, x, jnp.float32(0.3), context)
+    unfolded = jit(network.apply)({**variables, "batch_stats": ones}, x, jnp.float32(0.3), context)
     assert np.abs(unfolded - expected).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_a_network_without_batch_norm_stays() -> None:
-    network = ContextUnet(n_feat=8, height=8, norm="group")
+    network = ContextUnet((8, 8, 3), n_feat=8, norm="group")
     variables = random_variables(network)
-    assert fold_batch_norm(network, variables) == (network, variables)
+    assert network.for_sampling(variables) == (network, variables)

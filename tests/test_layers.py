@@ -57,7 +57,7 @@ def test_imports_point_downwards(path: Path) -> None:
 
 @pytest.mark.parametrize("package", ["networks", "data"])
 def test_networks_and_data_know_only_typing(package: str) -> None:
-    for path in (ROOT / "diffusion_jax" / package).glob("*.py"):
+    for path in (ROOT / "diffusion_jax" / package).rglob("*.py"):
         for name in imported(path):
             if name.startswith("diffusion_jax."):
                 assert name.split(".")[1] in (package, "typing"), name

@@ -11,6 +11,7 @@ from scipy import stats
 
 from diffusion_jax import evaluation, schedules
 from diffusion_jax.evaluation import likelihood
+from diffusion_jax.networks import Network
 from diffusion_jax.samplers import row_noise, sample_keys
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Level, Prediction
@@ -188,10 +189,11 @@ def test_the_decoder_far_out_in_the_tails(z: float) -> None:
     assert float(found[0, 0, 0, 0]) == pytest.approx(want, rel=2e-3, abs=1e-5)
 
 
-class Linear(nn.Module):
+class Linear(Network):
     """A network that compiles at once."""
 
-    height, in_channels, n_cfeat = 4, 1, 3
+    image_shape: tuple[int, int, int] = SHAPE
+    n_cfeat: int = 3
 
     @nn.compact
     def __call__(self, x, t, context):

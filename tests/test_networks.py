@@ -2,6 +2,7 @@
 
 import re
 from functools import cache, partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,15 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.networks import NETWORKS, ContextUnet, export_state_dict, import_state_dict
-from diffusion_jax.networks.blocks import BatchNorm, ConvTranspose, GroupNorm, max_pool
+from diffusion_jax.networks import (
+    NETWORKS,
+    ContextUnet,
+    Network,
+    export_state_dict,
+    import_state_dict,
+)
+from diffusion_jax.networks.kernels import KERNELS
+from diffusion_jax.networks.layers import BatchNorm, ConvTranspose, GroupNorm, max_pool
 from diffusion_jax.typing import InputError
 from tests.make_fixtures import (
     CASES,
@@ -41,6 +49,11 @@ def zeros(shape_tree):
 def drawn(network):
     shapes = {k: v.shape for k, v in export_state_dict(zeros(template(network))).items()}
     return import_state_dict(draw_weights(shapes), template(network))
+
+
+def network_of(height=16, in_channels=3, **fields):
+    """The network of the fields that the PyTorch one takes."""
+    return ContextUnet((height, height, in_channels), **fields)
 
 
 def run_ours(network, batch, steps=STEPS):
@@ -137,7 +150,7 @@ def test_registry():
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_pytorch(case):
     fields = FIELDS | CASES[case]
-    ours = run_ours(ContextUnet(**fields), draw_batch(fields["height"], seed=SEEDS[case]))
+    ours = run_ours(network_of(**fields), draw_batch(fields["height"], seed=SEEDS[case]))
     packed, theirs = pack(ours), np.load(FIXTURES / f"context_unet_{case}.npz")
     assert set(packed) == set(theirs)
     for key in ("eval", "eval_none", "train"):
@@ -170,23 +183,23 @@ def test_has_the_published_parameters(shortcut, count):
 
 
 def test_no_shortcut_is_learned_where_channels_agree():
-    params = template(ContextUnet(in_channels=8, n_feat=8))["params"]
+    params = template(ContextUnet((16, 16, 8), n_feat=8))["params"]
     assert set(params["init_conv"]) == {"conv1_0", "conv1_1", "conv2_0", "conv2_1"}
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"height": 8, "in_channels": 1, "n_cfeat": 1},
-        {"height": 12, "n_cfeat": 12, "shortcut": "none"},
-        {"height": 32, "norm": "group"},
+        {"image_shape": (8, 8, 1), "n_cfeat": 1},
+        {"image_shape": (12, 20, 3), "n_cfeat": 12, "shortcut": "none"},
+        {"image_shape": (32, 32, 3), "norm": "group"},
     ],
     ids=str,
 )
 def test_absent_context_is_zero_and_one_time_serves_all(fields):
     network = ContextUnet(n_feat=8, **fields)
-    variables, h = drawn(network), network.height
-    x = jax.random.normal(jax.random.key(1), (3, h, h, network.in_channels))
+    variables = drawn(network)
+    x = jax.random.normal(jax.random.key(1), (3, *network.image_shape))
     context = jnp.zeros((3, network.n_cfeat))
 
     def outputs(v, x):
@@ -201,7 +214,7 @@ def test_absent_context_is_zero_and_one_time_serves_all(fields):
 
 
 def test_computes_in_bfloat16_with_parameters_in_float32():
-    fields = {"n_feat": 8, "height": 8}
+    fields = {"n_feat": 8, "image_shape": (8, 8, 3)}
     variables = drawn(ContextUnet(**fields))
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     half = jit(ContextUnet(**fields, dtype=jnp.bfloat16).apply)(variables, x, 0.5)
@@ -238,7 +251,7 @@ def test_starts_as_pytorch_does():
 def test_batch_norm_keeps_the_unbiased_variance_and_its_precision():
     x = 100 + 0.01 * np.random.RandomState(0).standard_normal((3, 5, 5, 2)).astype(np.float32)
     flat = x.reshape(75, 2).astype(np.float64)
-    norm = BatchNorm(2)
+    norm = BatchNorm()
     variables = norm.init(jax.random.key(0), jnp.asarray(x))
     y, updated = norm.apply(variables, jnp.asarray(x), True, mutable=["batch_stats"])
     expected = (flat - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
@@ -257,14 +270,15 @@ def test_group_norm_keeps_its_precision():
     np.testing.assert_allclose(y, expected, atol=1e-2)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("shards", [2, 8])
-def test_batch_norm_over_devices_is_that_of_the_whole_batch(shards):
+def test_batch_norm_over_devices_is_that_of_the_whole_batch(shards, kernels):
     x = jax.random.normal(jax.random.key(0), (16, 3, 3, 2)) * 3 + 1
     weight = jax.random.normal(jax.random.key(1), x.shape)
-    variables = BatchNorm(2).init(jax.random.key(0), x)
+    variables = BatchNorm().init(jax.random.key(0), x)
 
     def loss(x, weight, axis_name=None):
-        norm = BatchNorm(2, axis_name)
+        norm = BatchNorm(axis_name, kernels)
         y, updated = norm.apply(variables, jnp.asarray(x), True, mutable=["batch_stats"])
         return (y * weight).sum(), (y, updated["batch_stats"])
 
@@ -283,7 +297,7 @@ def test_batch_norm_over_devices_is_that_of_the_whole_batch(shards):
 
 
 def test_gradient_over_devices_is_that_of_the_whole_batch():
-    fields = {"n_feat": 8, "height": 8}
+    fields = {"n_feat": 8, "image_shape": (8, 8, 3)}
     variables = drawn(ContextUnet(**fields))
     x, t, context, target = (jnp.asarray(nhwc(a)) for a in draw_batch(8, batch=4, seed=11))
     mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -314,8 +328,9 @@ def test_gradient_over_devices_is_that_of_the_whole_batch():
             assert error(two[name], value) < 1e-4, name
 
 
-def test_max_pool_is_a_reduced_window():
-    x = jax.random.normal(jax.random.key(0), (2, 6, 4, 3))
+@pytest.mark.parametrize("size", [(6, 4), (7, 5)])
+def test_max_pool_is_a_reduced_window(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 3))
     weight = jax.random.normal(jax.random.key(1), (2, 3, 2, 3))
 
     def window(x):
@@ -325,20 +340,18 @@ def test_max_pool_is_a_reduced_window():
     assert_same_with_gradient(max_pool, window, weight, x)
 
 
-@pytest.mark.parametrize("size", [2, 5])
+@pytest.mark.parametrize("size", [(2, 2), (5, 3)])
 def test_conv_transpose_is_that_of_lax(size):
-    layer = ConvTranspose(3, 4, size)
+    layer = ConvTranspose(4, size)
     x = jax.random.normal(jax.random.key(0), (2, 3, 2, 3))
     params = layer.init(jax.random.key(1), x)["params"]
-    weight = jax.random.normal(jax.random.key(2), (2, 3 * size, 2 * size, 4))
+    weight = jax.random.normal(jax.random.key(2), (2, 3 * size[0], 2 * size[1], 4))
 
     def ours(x, params):
         return layer.apply({"params": params}, x)
 
     def reference(x, params):
-        y = jax.lax.conv_transpose(
-            x, params["kernel"], (size, size), "VALID", transpose_kernel=True
-        )
+        y = jax.lax.conv_transpose(x, params["kernel"], size, "VALID", transpose_kernel=True)
         return y + params["bias"].reshape(1, 1, 1, -1)
 
     assert_same_with_gradient(ours, reference, weight, x, params)
@@ -357,20 +370,40 @@ def assert_same_with_gradient(ours, reference, weight, *args):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"in_channels": 0}, "in_channels=0: give an integer from 1 up"),
+        ({"image_shape": (16, 16, 0)}, "in_channels=0: give an integer from 1 up"),
         ({"n_feat": 12}, "n_feat=12: give a multiple of 8 from 8 up"),
         ({"n_feat": 0}, "n_feat=0: give a multiple of 8 from 8 up"),
         ({"n_cfeat": -1}, "n_cfeat=-1: give an integer from 1 up"),
-        ({"height": 18}, "height=18: give a multiple of 4 from 8 up"),
-        ({"height": 4}, "height=4: give a multiple of 4 from 8 up"),
-        ({"shortcut": "random"}, "shortcut='random': give one of conv, none"),
-        ({"norm": "layer"}, "norm='layer': give one of batch, group, none"),
+        ({"image_shape": (18, 16, 3)}, "height=18: give a multiple of 4 from 8 up"),
+        ({"image_shape": (16, 4, 3)}, "width=4: give a multiple of 4 from 8 up"),
     ],
     ids=str,
 )
 def test_refuses_bad_fields(fields, message):
     with pytest.raises(InputError) as caught:
         ContextUnet(**fields)
+    assert str(caught.value) == message
+
+
+class Toy(Network):
+    """A network of the tests, whose fields are checked by the library, not by the type checker."""
+
+    norm: Literal["batch", "none"] = "batch"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"norm": "layer"}, "norm='layer': give one of batch, none"),
+        ({"kernels": "slow"}, "kernels='slow': give one of fast, plain"),
+        ({"image_shape": (16, 16)}, "image_shape=(16, 16): give height, width and channels"),
+        ({"n_cfeat": "5"}, "n_cfeat='5': give an integer from 1 up"),
+    ],
+    ids=str,
+)
+def test_every_network_checks_its_fields(fields, message):
+    with pytest.raises(InputError) as caught:
+        Toy(**fields)
     assert str(caught.value) == message
 
 

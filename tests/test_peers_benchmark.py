@@ -21,7 +21,7 @@ N, T, SEED = 3, 20, 4
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    config = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=T)
+    config = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=T)
     network = config.network.build()
     return Model(config, network, config.diffusion.build(), init_variables(network, 0))
 

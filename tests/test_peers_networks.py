@@ -16,7 +16,16 @@ from diffusion_jax.networks import (
 )
 from diffusion_jax.typing import InputError
 from tests.make_fixtures import draw_batch, load_drawn, run_reference
-from tests.test_networks import assert_parity, drawn, jit, nchw, nhwc, run_ours, template
+from tests.test_networks import (
+    assert_parity,
+    drawn,
+    jit,
+    nchw,
+    network_of,
+    nhwc,
+    run_ours,
+    template,
+)
 
 torch = pytest.importorskip("torch")
 reference_torch = pytest.importorskip("experiments.peers.context_unet")
@@ -25,8 +34,9 @@ pytestmark = pytest.mark.peers
 
 
 def reference(network):
-    names = ("in_channels", "n_feat", "n_cfeat", "height", "shortcut", "norm")
+    names = ("n_feat", "n_cfeat", "shortcut", "norm")
     fields = {name: getattr(network, name) for name in names}
+    fields |= {"height": network.image_shape[0], "in_channels": network.image_shape[2]}
     return load_drawn(reference_torch.ContextUnet(**fields)), fields
 
 
@@ -48,9 +58,9 @@ def reference(network):
     ids=str,
 )
 def test_agrees_with_pytorch(fields, seed):
-    network = ContextUnet(**fields)
+    network = network_of(**fields)
     theirs, fields = reference(network)
-    batch = draw_batch(network.height, network.in_channels, network.n_cfeat, seed=seed)
+    batch = draw_batch(fields["height"], fields["in_channels"], network.n_cfeat, seed=seed)
     adam = 5e-2 if network.n_feat == 64 else 5e-3
     assert_parity(run_ours(network, batch), run_reference(theirs, batch), fields, adam)
 

@@ -22,7 +22,7 @@ from diffusion_jax.runs import Model, init_variables, load_model
 from diffusion_jax.sampling import sample
 
 ROOT = Path(__file__).parent.parent
-CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, timesteps=20)
+CONFIG = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=20)
 
 
 def make_model() -> Model:

@@ -24,7 +24,12 @@ from diffusion_jax.training import TrainState
 from diffusion_jax.typing import InputError
 
 CONFIG = Config().override(
-    n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"), timesteps=30, schedule="linear"
+    n_feat=8,
+    image_shape=(8, 8, 3),
+    n_cfeat=3,
+    class_names=("a", "b", "c"),
+    timesteps=30,
+    schedule="linear",
 )
 
 

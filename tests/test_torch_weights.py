@@ -35,7 +35,7 @@ def assert_equal(one, two):
         np.testing.assert_array_equal(value, two[name], strict=True)
 
 
-@pytest.mark.parametrize("fields", [{}, {"norm": "group"}, {"height": 28}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"norm": "group"}, {"image_shape": (28, 8, 3)}], ids=str)
 def test_import_and_export_are_inverse(fields):
     network = ContextUnet(n_feat=8, **fields)
     state = export_state_dict(drawn(network))
@@ -108,9 +108,9 @@ def test_import_refuses_integers(state):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"in_channels": 3, "n_feat": 8, "n_cfeat": 5, "height": 16},
-        {"in_channels": 1, "n_feat": 16, "n_cfeat": 12, "height": 8, "norm": "group"},
-        {"in_channels": 3, "n_feat": 8, "n_cfeat": 1, "height": 32, "shortcut": "none"},
+        {"image_shape": (16, 16, 3), "n_feat": 8, "n_cfeat": 5},
+        {"image_shape": (8, 12, 1), "n_feat": 16, "n_cfeat": 12, "norm": "group"},
+        {"image_shape": (32, 32, 3), "n_feat": 8, "n_cfeat": 1, "shortcut": "none"},
     ],
     ids=str,
 )

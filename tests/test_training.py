@@ -15,7 +15,13 @@ from diffusion_jax.typing import InputError, Level
 
 N, BATCH = 24, 8
 SMALL = Config().override(
-    n_feat=8, height=8, n_cfeat=3, batch_size=BATCH, epochs=2, learning_rate=3e-3, ema_decay=0.9
+    n_feat=8,
+    image_shape=(8, 8, 3),
+    n_cfeat=3,
+    batch_size=BATCH,
+    epochs=2,
+    learning_rate=3e-3,
+    ema_decay=0.9,
 )
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (N, 8, 8, 3)).astype(np.uint8)

@@ -37,7 +37,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, RunWarning
 from tests.processes import HANGS, run_app
 
-CONFIG = Config().override(n_feat=8, height=8, n_cfeat=3, class_names=("a", "b", "c"))
+CONFIG = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, class_names=("a", "b", "c"))
 STEPS = (3, 7, 20)
 ROOT = Path(__file__).parent.parent
 DISK = "1500k"  # of a run that fills it

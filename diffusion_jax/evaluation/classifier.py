@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.files import open_file, write_atomically
-from diffusion_jax.networks.blocks import Conv, GroupNorm, dense, gelu, max_pool
+from diffusion_jax.networks.layers import Conv, Dense, GroupNorm, gelu, max_pool
 from diffusion_jax.parallel import AXIS, data_parallel, replicate
 
 FEATURES, CHANNELS = 64, (32, 64)
@@ -32,19 +32,18 @@ CHUNK = 50  # steps in a dispatch
 class Classifier(nn.Module):
     """Two convolutions with pooling, a layer of features, and a layer of classes."""
 
-    height: int
-    in_channels: int
+    image_shape: tuple[int, int, int]
     classes: int
 
     def setup(self) -> None:
         """Make the layers."""
         first, second = CHANNELS
-        self.conv1 = Conv(self.in_channels, first, 3)
+        self.conv1 = Conv(first)
         self.norm1 = GroupNorm()
-        self.conv2 = Conv(first, second, 3)
+        self.conv2 = Conv(second)
         self.norm2 = GroupNorm()
-        self.hidden = dense(second * (self.height // 4) ** 2, FEATURES, jnp.float32)
-        self.out = dense(FEATURES, self.classes, jnp.float32)
+        self.hidden = Dense(FEATURES)
+        self.out = Dense(self.classes)
 
     def features(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch feature"]:
         """What the last layer sees."""
@@ -60,14 +59,13 @@ class Classifier(nn.Module):
 
 def network(dataset: Dataset) -> Classifier:
     """The classifier of a data set."""
-    _, height, _, channels = dataset.images.shape
-    return Classifier(height=height, in_channels=channels, classes=dataset.labels.shape[1])
+    return Classifier(dataset.images.shape[1:], dataset.labels.shape[1])
 
 
 def init(net: Classifier) -> Any:
     """Random weights, the same each time."""
-    shape = (1, net.height, net.height, net.in_channels)
-    return jax.jit(net.init)(jax.random.key(SEED), jnp.zeros(shape, jnp.uint8))["params"]
+    pixels = jnp.zeros((1, *net.image_shape), jnp.uint8)
+    return jax.jit(net.init)(jax.random.key(SEED), pixels)["params"]
 
 
 def has_classes(dataset: Dataset) -> bool:

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Key, UInt8
 
 from diffusion_jax.denoisers import network_denoiser
 from diffusion_jax.evaluation.mapping import map_rows
-from diffusion_jax.networks import fold_batch_norm
+from diffusion_jax.networks import Network
 from diffusion_jax.parallel import data_parallel
 from diffusion_jax.parameterizations import PARAMETERIZATIONS
 from diffusion_jax.runs import Model
@@ -214,7 +214,7 @@ def bits_per_dim(
 
 @lru_cache
 def _compiled(
-    network: Any,
+    network: Network,
     parameterization: str,
     timesteps: int,
     by: str,
@@ -223,7 +223,7 @@ def _compiled(
 ) -> Any:
     def on_one_device(shared: Any, rows: Any) -> Bits:
         (variables, table, seed), (pixels, context, ids) = shared, rows
-        folded, variables = fold_batch_norm(network, variables)
+        folded, variables = network.for_sampling(variables)
         denoise = network_denoiser(
             partial(folded.apply, variables),
             PARAMETERIZATIONS[parameterization],

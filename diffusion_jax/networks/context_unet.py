@@ -1,117 +1,68 @@
-"""The ContextUnet: a small U-Net that predicts from a noisy image, its time and a context."""
+"""The ContextUnet: a small U-Net that predicts from a noisy image, its time and a context.
 
-from collections.abc import Callable
+Submodules are named as in the published network's state_dict (`conv1.0` is `conv1_0` here), so
+that its weights are imported by renaming and transposition.
+"""
+
 from functools import partial
-from typing import Any
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util as traverse
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks.blocks import (
+from diffusion_jax.networks.layers import (
     BatchNorm,
     Conv,
     ConvTranspose,
-    EmbedFC,
+    Dense,
     GroupNorm,
     MakeNorm,
     Maps,
-    ResidualConvBlock,
-    UnetDown,
-    UnetUp,
     gelu,
+    max_pool,
     no_norm,
 )
-from diffusion_jax.typing import Images, InputError
-
-SHORTCUTS = {"conv": True, "none": False}
-NORMS: dict[str, Callable[[str | None], MakeNorm]] = {
-    "batch": lambda axis_name: partial(BatchNorm, axis_name=axis_name),
-    "group": lambda axis_name: lambda features: GroupNorm(),
-    "none": lambda axis_name: lambda features: no_norm,
-}
-
-LARGEST = 4096  # of every count: networks beyond fit no memory
+from diffusion_jax.networks.network import Network, check_count, check_image_size
+from diffusion_jax.typing import Images, Variables
 
 
-class ContextUnet(nn.Module):
+class ContextUnet(Network):
     """U-Net of two levels, conditioned on the time and on a context vector.
 
-    The published network of the sprites (1,480,771 parameters), with its random, unsaved
-    shortcut of `init_conv` replaced: by a learned 1 x 1 convolution, or by nothing, h / 1.414,
-    with shortcut="none", which takes the published weights.
+    The published network of the sprites (1,480,771 parameters), whose random, unsaved shortcut in
+    `init_conv` is replaced: by a learned 1 x 1 convolution, or by nothing, h / 1.414, with
+    shortcut="none", which takes the published weights.
+
+    Height and width are multiples of 4, from 8 up. The window of the average pool is 4 from 16 to
+    28, as published, and a quarter of the side elsewhere.
 
     Attributes:
-        in_channels: channels of the images.
-        n_feat: channels at full height, a multiple of 8.
-        n_cfeat: length of a context vector.
-        height: height and width of the images, a multiple of 4 from 8 up. The window of the
-            average pool is 4 from 16 to 28, as published, and height / 4 elsewhere.
+        n_feat: channels at full resolution, a multiple of 8.
         shortcut: "conv" or "none".
-        norm: "batch", or "group" for GroupNorm(8) in place of each BatchNorm, or "none" for
-            nothing there: what folding.fold_batch_norm makes.
-        axis_name: mapped axis over which BatchNorm takes its statistics in training.
-        dtype: of the computation; parameters, norms and statistics are in float32.
-
-    Raises:
-        InputError: a field, or the shape of an input, is none of these.
+        norm: in each block: "batch", "group" for GroupNorm(8), or "none".
     """
 
-    in_channels: int = 3
     n_feat: int = 64
-    n_cfeat: int = 5
-    height: int = 16
-    shortcut: str = "conv"
-    norm: str = "batch"
-    axis_name: str | None = None
-    dtype: DTypeLike = jnp.float32
+    shortcut: Literal["conv", "none"] = "conv"
+    norm: Literal["batch", "group", "none"] = "batch"
 
     def __post_init__(self) -> None:
         """Check the fields before anything is traced."""
-        check_count("in_channels", self.in_channels)
-        check_count("n_feat", self.n_feat, multiple=8)
-        check_count("n_cfeat", self.n_cfeat)
-        check_count("height", self.height, multiple=4, least=8)
-        check_choice("shortcut", self.shortcut, SHORTCUTS)
-        check_choice("norm", self.norm, NORMS)
         super().__post_init__()
+        check_count("n_feat", self.n_feat, multiple=8)
+        check_image_size(self.image_shape, multiple=4, least=8)
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the images."""
-        return self.height, self.height, self.in_channels
-
-    def setup(self) -> None:
-        """Name the layers as the state_dict does."""
-        n, dtype = self.n_feat, self.dtype
-        norm = NORMS[self.norm](self.axis_name)
-        self.init_conv = ResidualConvBlock(
-            self.in_channels, n, norm, dtype, residual=True, project=SHORTCUTS[self.shortcut]
-        )
-        self.down1 = UnetDown(n, n, norm, dtype)
-        self.down2 = UnetDown(n, 2 * n, norm, dtype)
-        self.timeembed1 = EmbedFC(1, 2 * n, dtype)
-        self.timeembed2 = EmbedFC(1, n, dtype)
-        self.contextembed1 = EmbedFC(self.n_cfeat, 2 * n, dtype)
-        self.contextembed2 = EmbedFC(self.n_cfeat, n, dtype)
-        self.up0 = [ConvTranspose(2 * n, 2 * n, self.height // 4, dtype), GroupNorm(), nn.relu]
-        self.up1 = UnetUp(4 * n, n, norm, dtype)
-        self.up2 = UnetUp(2 * n, n, norm, dtype)
-        self.out = [
-            Conv(2 * n, n, 3, dtype),
-            GroupNorm(),
-            nn.relu,
-            Conv(n, self.in_channels, 3, dtype),
-        ]
-
+    @nn.compact
     def __call__(
         self, x: Array, t: ArrayLike, context: Array | None = None, train: bool = False
     ) -> Images:
-        """Predict, as a rule, the noise of images.
+        """Predict, by default, the noise of images.
 
         Args:
-            x: (batch, height, height, in_channels), floating.
+            x: (batch, *image_shape), floating.
             t: time in [0, 1], floating: one for all, or (batch,).
             context: (batch, n_cfeat); None is a context of zeros, which is not an embedding of
                 zeros.
@@ -121,66 +72,128 @@ class ContextUnet(nn.Module):
             The shape and dtype of x.
         """
         self.check_inputs(x, t, context)
-        time, c = self.vectors(t, context)
-        first = self.init_conv(x.astype(self.dtype), train)
-        down1 = self.down1(first, train)
-        down2 = self.down2(down1, train)
-        up = self.chain(self.up0, self.to_vec(down2))
-        up = self.contextembed1(c) * up + self.timeembed1(time)
-        up = self.up1(up, down2, train)
-        up = self.contextembed2(c) * up + self.timeembed2(time)
-        up = self.up2(up, down1, train)
-        return self.chain(self.out, jnp.concatenate([up, first], axis=-1)).astype(x.dtype)
+        time, c = self.rows(t, context)
+        n, parts = self.n_feat, self.parts()
+        block = partial(ConvBlock, parts=parts, residual=True, project=self.shortcut == "conv")
+        first = block(n, name="init_conv")(x, train)
+        down1 = UnetDown(n, parts, name="down1")(first, train)
+        down2 = UnetDown(2 * n, parts, name="down2")(down1, train)
+        quarter = self.image_shape[0] // 4, self.image_shape[1] // 4
+        up = ConvTranspose(2 * n, quarter, self.dtype, name="up0_0")(self.pool(down2))
+        up = nn.relu(GroupNorm(name="up0_1")(up))
+        embed = partial(EmbedFC, dtype=self.dtype)
+        up = embed(2 * n, name="contextembed1")(c) * up + embed(2 * n, name="timeembed1")(time)
+        up = UnetUp(n, parts, name="up1")(up, down2, train)
+        up = embed(n, name="contextembed2")(c) * up + embed(n, name="timeembed2")(time)
+        up = UnetUp(n, parts, name="up2")(up, down1, train)
+        y = parts.conv(n, name="out_0")(jnp.concatenate([up, first], axis=-1))
+        y = nn.relu(GroupNorm(name="out_1")(y))
+        return parts.conv(self.image_shape[2], name="out_3")(y).astype(x.dtype)
 
-    def vectors(
-        self, t: ArrayLike, context: Array | None
-    ) -> tuple[Float[Array, "times 1"], Float[Array, "contexts feature"]]:
-        """Return time and context as rows: a single one where all images share it."""
-        time = jnp.asarray(t).astype(self.dtype).reshape(-1, 1)
-        if context is None:
-            return time, jnp.zeros((1, self.n_cfeat), self.dtype)
-        return time, context.astype(self.dtype)
+    def parts(self) -> "Parts":
+        """Return the layers that the blocks are made of."""
+        batch = partial(BatchNorm, self.axis_name, self.kernels)
+        norms = {"batch": batch, "group": GroupNorm, "none": lambda name: no_norm}
+        conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
+        return Parts(conv, norms[self.norm], self.dtype)
 
-    def to_vec(self, x: Maps) -> Maps:
-        """Average over the pool's window and apply GELU: (batch, 1, 1, channel)."""
-        window = 4 if 16 <= self.height <= 28 else self.height // 4
-        return gelu(x[:, :window, :window].mean((1, 2), keepdims=True))
+    def pool(self, x: Maps) -> Float[Array, "batch 1 1 channel"]:
+        """Average over the pool's window, and apply GELU."""
+        sides = self.image_shape[:2]
+        height, width = (4 if 16 <= side <= 28 else side // 4 for side in sides)
+        return gelu(x[:, :height, :width].mean((1, 2), keepdims=True))
 
-    def chain(self, layers: Any, x: Maps) -> Maps:
-        """Apply layers one after the other."""
-        for layer in layers:
-            x = layer(x)
+    def for_sampling(self, variables: Variables) -> tuple[Network, Variables]:
+        """Return the network with its BatchNorms folded into the convolutions before them."""
+        if self.norm != "batch":
+            return self, variables
+        params = traverse.flatten_dict(variables["params"], is_leaf=is_layer)
+        stats = traverse.flatten_dict(variables["batch_stats"], is_leaf=is_layer)
+        for (*place, name), moments in stats.items():
+            conv = (*place, name.removesuffix("_1") + "_0")  # conv1_1 follows conv1_0
+            params[conv] = BatchNorm.folded(params[conv], params.pop((*place, name)), moments)
+        return self.clone(norm="none"), {"params": traverse.unflatten_dict(params)}
+
+
+def is_layer(path: tuple[str, ...], tree: Variables) -> bool:
+    """Return whether a tree of variables is that of one layer."""
+    return "bias" in tree or "mean" in tree
+
+
+class Parts(NamedTuple):
+    """The layers that blocks are made of: convolution and norm, made by name, and the dtype."""
+
+    conv: partial[Conv]
+    norm: MakeNorm
+    dtype: DTypeLike
+
+
+class ConvBlock(nn.Module):
+    """Twice convolution, norm and GELU; `residual` adds the input and divides by 1.414.
+
+    An input with a different number of channels is added through a learned 1 x 1 convolution, or
+    not at all if `project` is False.
+    """
+
+    features: int
+    parts: Parts
+    residual: bool = False
+    project: bool = True
+
+    @nn.compact
+    def __call__(self, x: Maps, train: bool) -> Maps:
+        """Map (batch, h, w, in_features) to (batch, h, w, features)."""
+        h = x
+        for name in ("conv1", "conv2"):
+            h = self.parts.conv(self.features, name=f"{name}_0")(h)
+            h = gelu(self.parts.norm(name=f"{name}_1")(h, train))
+        if not self.residual:
+            return h
+        if x.shape[-1] == self.features:
+            h = x + h
+        elif self.project:
+            h = self.parts.conv(self.features, 1, name="shortcut")(x) + h
+        return h / 1.414
+
+
+class UnetDown(nn.Module):
+    """Two blocks and max pooling: half the height and width."""
+
+    features: int
+    parts: Parts
+
+    @nn.compact
+    def __call__(self, x: Maps, train: bool) -> Maps:
+        """Map (batch, h, w, in_features) to (batch, h / 2, w / 2, features)."""
+        for name in ("model_0", "model_1"):
+            x = ConvBlock(self.features, self.parts, name=name)(x, train)
+        return max_pool(x)
+
+
+class UnetUp(nn.Module):
+    """Transposed convolution of input and skipped maps together, and two blocks."""
+
+    features: int
+    parts: Parts
+
+    @nn.compact
+    def __call__(self, x: Maps, skip: Maps, train: bool) -> Maps:
+        """Map two of (batch, h, w, in_features / 2) to (batch, 2 h, 2 w, features)."""
+        x = jnp.concatenate([x, skip], axis=-1)
+        x = ConvTranspose(self.features, (2, 2), self.parts.dtype, name="model_0")(x)
+        for name in ("model_1", "model_2"):
+            x = ConvBlock(self.features, self.parts, name=name)(x, train)
         return x
 
-    def check_inputs(self, x: Array, t: ArrayLike, context: Array | None) -> None:
-        """Raise InputError where an input has not the shape or kind that __call__ names."""
-        image = self.image_shape
-        if x.ndim != 4 or x.shape[1:] != image:
-            raise InputError(f"x has shape {x.shape}: give (batch, {', '.join(map(str, image))})")
-        for name, value in (("x", x), ("t", t)):
-            dtype = jnp.result_type(value)
-            if not jnp.issubdtype(dtype, jnp.floating):
-                raise InputError(f"{name} is of {dtype}: give floats (t is the step / steps)")
-        batch = x.shape[0]
-        if jnp.shape(t) not in ((), (batch,)):
-            raise InputError(f"t has shape {jnp.shape(t)}: give a scalar or ({batch},)")
-        if context is not None and context.shape != (batch, self.n_cfeat):
-            raise InputError(
-                f"context has shape {context.shape}: give ({batch}, {self.n_cfeat}), or None"
-            )
 
+class EmbedFC(nn.Module):
+    """Two linear layers with a GELU between them."""
 
-def check_count(name: str, value: int, multiple: int = 1, least: int = 1) -> None:
-    """Raise InputError unless value is an integer, a multiple of `multiple`, and in bounds."""
-    if isinstance(value, int) and value > LARGEST:
-        raise InputError(f"{name}={value}: it must be at most {LARGEST}")
-    if isinstance(value, int) and value % multiple == 0 and value >= least:
-        return
-    of = f"a multiple of {multiple}" if multiple > 1 else "an integer"
-    raise InputError(f"{name}={value!r}: give {of} from {max(multiple, least)} up")
+    features: int
+    dtype: DTypeLike = jnp.float32
 
-
-def check_choice(name: str, value: str, choices: dict[str, Any]) -> None:
-    """Raise InputError unless value is a key of choices."""
-    if value not in choices:
-        raise InputError(f"{name}={value!r}: give one of {', '.join(choices)}")
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch feature"]) -> Float[Array, "batch 1 1 _"]:
+        """Map (batch, in_features) to (batch, 1, 1, features), to be broadcast over an image."""
+        x = gelu(Dense(self.features, self.dtype, name="model_0")(x))
+        return Dense(self.features, self.dtype, name="model_2")(x)[:, None, None, :]

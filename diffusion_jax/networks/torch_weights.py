@@ -141,12 +141,11 @@ def infer_fields(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     n_feat, in_channels, _, _ = shape_of(state_dict, "init_conv.conv1.0.weight", 4)
     _, n_cfeat = shape_of(state_dict, "contextembed1.model.0.weight", 2)
-    *_, quarter = shape_of(state_dict, "up0.0.weight", 4)
+    *_, height, width = shape_of(state_dict, "up0.0.weight", 4)
     return {
-        "in_channels": in_channels,
+        "image_shape": (4 * height, 4 * width, in_channels),
         "n_feat": n_feat,
         "n_cfeat": n_cfeat,
-        "height": 4 * quarter,
         "shortcut": "conv" if "init_conv.shortcut.weight" in state_dict else "none",
         "norm": "batch" if "init_conv.conv1.1.running_mean" in state_dict else "group",
     }

@@ -45,10 +45,10 @@ class TorchPeers:
         self.device = "cuda" if cuda else "cpu"
         self.notes: list[str] = []
         network = model.network
-        self.fields = {
-            name: getattr(network, name)
-            for name in ("in_channels", "n_feat", "n_cfeat", "height", "shortcut", "norm")
-        }
+        height, width, channels = network.image_shape
+        names = ("n_feat", "n_cfeat", "shortcut", "norm")
+        self.fields = {name: getattr(network, name) for name in names}
+        self.fields |= {"in_channels": channels, "height": height}
         self.weights = {
             name: torch.from_numpy(value)
             for name, value in export_state_dict(model.variables).items()
@@ -56,7 +56,7 @@ class TorchPeers:
         schedule = model.schedule
         self.beta = schedule.beta
         self.tables = Tables.of(schedule.beta, schedule.alpha**2, self.device)
-        shape = (batch, network.in_channels, network.height, network.height)
+        shape = (batch, channels, height, width)
         self.x = torch.randn(shape, device=self.device)
         self.context = torch.zeros((batch, network.n_cfeat), device=self.device)
         self.format = self._faster_format()

@@ -1,9 +1,10 @@
 """Winograd's algorithm F(2 x 2, 3 x 3) for convolutions, and for the gradients by their kernels.
 
-Each 2 x 2 outputs come from 4 x 4 inputs by 16 products for each pair of channels, where a plain
-convolution takes 36, and with rounding errors of the same size: Lavin & Gray (2016), "Fast
-Algorithms for Convolutional Neural Networks", section 4.1. In Y = A^T [(G k G^T) * (B^T d B)] A
-there, OUTPUT is A^T, KERNEL is G and _inputs is B^T, all of both directions at once.
+A tile of 2 x 2 outputs comes from 4 x 4 inputs by 16 products for each pair of channels, where a
+plain convolution takes 36, with rounding errors of the same size: Lavin & Gray (2016), "Fast
+Algorithms for Convolutional Neural Networks", section 4.1. Their equation is
+Y = A^T [(G k G^T) * (B^T d B)] A. Here OUTPUT is A^T, KERNEL is G and _inputs is B^T, each for both
+directions at once.
 """
 
 import jax.numpy as jnp
@@ -11,26 +12,26 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-Maps = Float[Array, "batch _ _ _"]  # images whose size or channels a layer changes
+Maps = Float[Array, "batch _ _ _"]  # height, width and channels may change in a layer
 Kernel = Float[Array, "size size in_features out_features"]
 
-WORTH = 32 * 64  # pairs of channels: with fewer, transformations take longer than products
-CACHE = 4 * 2**20  # bytes of what is made of images at once
+WORTH = 32 * 64  # pairs of channels: with fewer, the transformations take longer than the products
+CACHE = 4 * 2**20  # bytes that the transforms of one part of a batch may take
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
 KERNEL, OUTPUT = np.kron(_G, _G), np.kron(_A, _A).T  # (16, 9) and (4, 16), of both directions
 
 
 def suits(x: Maps, kernel: Kernel) -> bool:
-    """Whether a convolution can take this algorithm, and gains by it."""
+    """Return whether this algorithm can compute a convolution, and does so faster."""
     _, height, width, _ = x.shape
     even = height % 2 == width % 2 == 0
-    wide = x.dtype.itemsize >= 4  # what is transformed would not survive bfloat16
+    wide = x.dtype.itemsize >= 4  # bfloat16 is too coarse for the transforms
     return kernel.shape[:2] == (3, 3) and kernel[0, 0].size >= WORTH and even and wide
 
 
 def convolve(x: Maps, kernel: Kernel) -> Maps:
-    """Convolve, zeros around the image; in parts of the batch that stay in the cache."""
+    """Convolve with zeros around the image, in parts of the batch that stay in the cache."""
     batch, height, width, _ = x.shape
     inputs, outputs = kernel.shape[2:]
     kernels = _times(KERNEL, kernel).reshape(16, inputs, outputs)
@@ -44,9 +45,9 @@ def convolve(x: Maps, kernel: Kernel) -> Maps:
 
 
 def gradient_by_kernel(x: Maps, kernel: Kernel, g: Maps) -> Kernel:
-    """The adjoint: products of inputs and gradients, both transformed, summed over all tiles.
+    """Sum the products of inputs and gradients, both transformed, over all tiles: the adjoint.
 
-    Gradients are transposed, as the products want it, before they are transformed and are larger.
+    Gradients are transposed before the transform, which makes them larger.
     """
     inputs, outputs = kernel.shape[2:]
 
@@ -67,23 +68,23 @@ def gradient_by_kernel(x: Maps, kernel: Kernel, g: Maps) -> Kernel:
 
 
 def _parts(x: Maps, kernel: Kernel) -> Float[Array, "parts part _ _ _"]:
-    """Parts of the batch, padded by a pixel all around."""
+    """Split the batch into parts, padded by one pixel on every side."""
     batch, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    if not isinstance(batch, int):  # a symbol, in an export
+    if not isinstance(batch, int):  # symbolic, in an export
         return padded[None]
     bytes_each = 4 * height * width * max(kernel.shape[2:]) * x.dtype.itemsize
     return padded.reshape(-1, fitting(batch, bytes_each), *padded.shape[1:])
 
 
 def fitting(batch: int, bytes_each: int) -> int:
-    """The largest divisor of batch that fits the cache, images needing so many bytes each."""
+    """Return the largest divisor of `batch` for which so many images fit the cache."""
     divisors = (n for n in range(1, batch + 1) if batch % n == 0)
     return max((n for n in divisors if n * bytes_each <= CACHE), default=1)
 
 
 def _inputs(x: Maps) -> Float[Array, "16 batch _ _ channel"]:
-    """All tiles of 4 x 4, which begin at every second pixel of padded images, transformed."""
+    """Transform all tiles of 4 x 4, which begin at every second pixel of the padded images."""
     height, width = x.shape[1] - 3, x.shape[2] - 3
     pixels = [[x[:, i : i + height : 2, j : j + width : 2] for i in range(4)] for j in range(4)]
     rows = zip(*(_combine(*column) for column in pixels), strict=True)
@@ -92,10 +93,10 @@ def _inputs(x: Maps) -> Float[Array, "16 batch _ _ channel"]:
 
 
 def _combine(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array, Array, Array]:
-    """B^T of the paper, times four rows or columns."""
+    """Multiply four rows or columns by B^T of the paper."""
     return a - c, b + c, c - b, b - d
 
 
 def _times(matrix: np.ndarray, x: Array) -> Float[Array, "rows _"]:
-    """Multiply by a matrix from the left, where the first axes of x are its columns."""
+    """Multiply by a matrix from the left; the first axes of x match its columns."""
     return jnp.asarray(matrix, x.dtype) @ x.reshape(matrix.shape[1], -1)

@@ -1,23 +1,25 @@
-"""A convolution that is fast on CPUs, its gradients too, also inside loops."""
+"""A convolution that is fast on CPUs, as are its gradients, also inside loops."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from diffusion_jax.networks import winograd
-from diffusion_jax.networks.winograd import Kernel, Maps
+from diffusion_jax.networks.kernels import winograd
+from diffusion_jax.networks.kernels.winograd import Kernel, Maps
 
-FEW = 8  # channels: patches of fewer are not worth their copying
+FEW = 8  # channels: patches of fewer are not worth copying
+
+
+def plain(x: Maps, kernel: Kernel) -> Maps:
+    """Convolve with a kernel of odd size, zeros around the image; keep height and width."""
+    return _correlate(x, kernel, kernel.shape[0] // 2)
 
 
 @jax.custom_vjp
 def convolve(x: Maps, kernel: Kernel) -> Maps:
-    """Convolve with a kernel of odd size, zeros around the image, height and width kept.
-
-    On CPUs by Winograd's algorithm where it suits; elsewhere as the compiler likes.
-    """
-    return lax.platform_dependent(x, kernel, cpu=_on_cpu, default=_plain)
+    """Compute what `plain` does: on CPUs by Winograd's algorithm where it is faster."""
+    return lax.platform_dependent(x, kernel, cpu=_on_cpu, default=plain)
 
 
 def _forward(x: Maps, kernel: Kernel) -> tuple[Maps, tuple[Maps, Kernel]]:
@@ -31,28 +33,24 @@ def _backward(saved: tuple[Maps, Kernel], g: Maps) -> tuple[Maps, Kernel]:
 convolve.defvjp(_forward, _backward)
 
 
-def _plain(x: Maps, kernel: Kernel) -> Maps:
-    return _correlate(x, kernel, kernel.shape[0] // 2)
-
-
 def _correlate(x: Maps, kernel: Array, pad: int) -> Maps:
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, kernel, (1, 1), [(pad, pad)] * 2, dimension_numbers=layout)
 
 
 def _plain_gradients(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
-    return jax.vjp(_plain, x, kernel)[1](g)
+    return jax.vjp(plain, x, kernel)[1](g)
 
 
 def _on_cpu(x: Maps, kernel: Kernel) -> Maps:
-    return (winograd.convolve if winograd.suits(x, kernel) else _plain)(x, kernel)
+    return (winograd.convolve if winograd.suits(x, kernel) else plain)(x, kernel)
 
 
 def _gradients_on_cpu(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
-    """By x: a convolution by the kernel turned round. By the kernel: the fastest of three ways.
+    """Return the gradients by x, a convolution by the flipped kernel, and by the kernel.
 
-    XLA brings convolutions to the form that it has fast code for, except inside loops, where jax's
-    own gradients are tens of times slower. These are in that form.
+    XLA rewrites convolutions to a form that it has fast code for, but not inside loops, where
+    JAX's own gradients are tens of times slower. These are written in that form.
     """
     by_x = _on_cpu(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     if winograd.suits(x, kernel):
@@ -63,15 +61,15 @@ def _gradients_on_cpu(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
 
 
 def _over_batch(x: Maps, g: Maps, size: int) -> Kernel:
-    """Convolve x by g over the batch. With other devices in a process, its sums round otherwise."""
+    """Convolve x by g over the batch. The rounding depends on the number of devices."""
     pad = size // 2
     return _correlate(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), pad).transpose(1, 2, 0, 3)
 
 
 def _by_patches(x: Maps, g: Maps, size: int) -> Kernel:
-    """Products of g and patches of x, summed over parts of the batch that stay in the cache.
+    """Sum the products of g and patches of x over parts of the batch that stay in the cache.
 
-    The patches of all parts are written into one buffer: XLA copies those of a concatenation twice.
+    The patches of all parts are written into one buffer: XLA copies a concatenation twice.
     """
     batch, height, width, channels = x.shape
     part = winograd.fitting(batch, height * width * size**2 * channels * x.dtype.itemsize)
@@ -88,7 +86,7 @@ def _by_patches(x: Maps, g: Maps, size: int) -> Kernel:
         return total + product, patches
 
     patches = jnp.zeros((part, height, width, size**2 * channels), x.dtype)
-    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # bfloat16 would lose what is added
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # a sum in bfloat16 loses its terms
     total = jnp.zeros((g.shape[-1], size**2 * channels), wide)
     total, _ = lax.fori_loop(0, batch // part, add, (total, patches))
     return total.reshape(-1, size, size, channels).transpose(1, 2, 3, 0).astype(x.dtype)

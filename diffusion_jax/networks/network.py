@@ -1,0 +1,89 @@
+"""What every network has: the fields that data decide, checked inputs, its form for sampling."""
+
+import dataclasses
+from typing import Any, Literal, get_args, get_origin
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from diffusion_jax.typing import InputError, Variables, require
+
+LARGEST = 4096  # of every count: larger networks do not fit in memory
+
+
+class Network(nn.Module):
+    """A function (variables, x, t, context) -> prediction. Networks derive from this class.
+
+    Attributes:
+        image_shape: height, width and channels of the images.
+        n_cfeat: length of a context vector.
+        axis_name: mapped axis over which BatchNorm takes its statistics in training.
+        dtype: of the computation; parameters, norms and statistics are in float32.
+        kernels: "fast" for CPU kernels written by hand, or "plain", which differentiates in
+            forward mode too.
+
+    Raises:
+        InputError: a field, or the shape or type of an input, is invalid.
+    """
+
+    image_shape: tuple[int, int, int] = (16, 16, 3)
+    n_cfeat: int = 5
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+    kernels: Literal["fast", "plain"] = "fast"
+
+    def __post_init__(self) -> None:
+        """Check the fields before anything is traced."""
+        for field in dataclasses.fields(self):
+            choices, value = get_args(field.type), getattr(self, field.name)
+            if get_origin(field.type) is Literal and value not in choices:
+                raise InputError(f"{field.name}={value!r}: give one of {', '.join(choices)}")
+        fits = len(self.image_shape) == 3
+        require(fits, f"image_shape={self.image_shape}: give height, width and channels")
+        check_count("n_cfeat", self.n_cfeat)
+        check_count("in_channels", self.image_shape[2])
+        super().__post_init__()
+
+    def for_sampling(self, variables: Variables) -> tuple["Network", Variables]:
+        """Return a network, and its variables, that computes the same out of training, faster."""
+        return self, variables
+
+    def check_inputs(self, x: Array, t: ArrayLike, context: Array | None) -> None:
+        """Raise InputError unless x, t and context have the shapes and types that a call takes."""
+        image = ", ".join(map(str, self.image_shape))
+        fits = x.ndim == 4 and x.shape[1:] == self.image_shape
+        require(fits, f"x has shape {x.shape}: give (batch, {image})")
+        batch = x.shape[0]
+        for name, value in (("x", x), ("t", t)):
+            dtype = jnp.result_type(value)
+            floats = jnp.issubdtype(dtype, jnp.floating)
+            require(floats, f"{name} is of {dtype}: give floats (t is the step / steps)")
+        fits = jnp.shape(t) in ((), (batch,))
+        require(fits, f"t has shape {jnp.shape(t)}: give a scalar or ({batch},)")
+        if context is not None and context.shape != (batch, self.n_cfeat):
+            wanted = (batch, self.n_cfeat)
+            raise InputError(f"context has shape {context.shape}: give {wanted}, or None")
+
+    def rows(
+        self, t: ArrayLike, context: Array | None
+    ) -> tuple[Float[Array, "times 1"], Float[Array, "contexts feature"]]:
+        """Return time and context as rows: one row if all images share it. No context is zeros."""
+        no_context = jnp.zeros((1, self.n_cfeat), self.dtype)
+        return jnp.asarray(t).reshape(-1, 1), no_context if context is None else context
+
+
+def check_count(name: str, value: Any, multiple: int = 1, least: int = 1) -> None:
+    """Raise InputError unless value is a whole multiple of `multiple`, from `least` to LARGEST."""
+    if isinstance(value, int) and value > LARGEST:
+        raise InputError(f"{name}={value}: it must be at most {LARGEST}")
+    fits = isinstance(value, int) and value % multiple == 0 and value >= least
+    of = f"a multiple of {multiple}" if multiple > 1 else "an integer"
+    require(fits, f"{name}={value!r}: give {of} from {max(multiple, least)} up")
+
+
+def check_image_size(image_shape: tuple[int, int, int], multiple: int, least: int = 1) -> None:
+    """Raise InputError unless height and width are multiples of `multiple`, from `least` up."""
+    for name, value in zip(("height", "width"), image_shape, strict=False):
+        check_count(name, value, multiple, least)
