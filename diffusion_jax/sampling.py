@@ -228,8 +228,8 @@ def _compiled(
 
 def _apply(network: Network, variables: Variables) -> Apply:
     """Bind a network to its weights, in its form for sampling: once, before the loop."""
-    network, variables = network.for_sampling(variables)
-    return partial(network.apply, variables)
+    ready, variables = network.for_sampling(variables)
+    return partial(ready.apply, variables)
 
 
 def initial_noise(

@@ -5,7 +5,7 @@ that its weights are imported by renaming and transposition.
 """
 
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import flax.traverse_util as traverse
@@ -93,7 +93,7 @@ class ContextUnet(Network):
     def parts(self) -> "Parts":
         """Return the layers that the blocks are made of."""
         batch = partial(BatchNorm, self.axis_name, self.kernels)
-        norms = {"batch": batch, "group": GroupNorm, "none": lambda name: no_norm}
+        norms: dict[str, MakeNorm] = {"batch": batch, "group": GroupNorm, "none": no_norm}
         conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
         return Parts(conv, norms[self.norm], self.dtype)
 
@@ -103,7 +103,7 @@ class ContextUnet(Network):
         height, width = (4 if 16 <= side <= 28 else side // 4 for side in sides)
         return gelu(x[:, :height, :width].mean((1, 2), keepdims=True))
 
-    def for_sampling(self, variables: Variables) -> tuple[Network, Variables]:
+    def for_sampling(self, variables: Variables) -> tuple[Any, Variables]:
         """Return the network with its BatchNorms folded into the convolutions before them."""
         if self.norm != "batch":
             return self, variables

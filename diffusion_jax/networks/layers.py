@@ -170,9 +170,9 @@ class GroupNorm(nn.Module):
         return (y * spread(scale) + spread(bias)).astype(x.dtype)
 
 
-def no_norm(x: Maps, train: bool = False) -> Maps:
-    """Return x. It stands where a norm could."""
-    return x
+def no_norm(name: str) -> Callable[[Maps, bool], Maps]:
+    """Return the identity, where a norm could stand."""
+    return lambda x, train: x
 
 
 MakeNorm = Callable[..., Callable[[Maps, bool], Maps]]  # (name=...) -> norm, called (x, train)

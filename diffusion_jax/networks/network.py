@@ -46,7 +46,7 @@ class Network(nn.Module):
         check_count("in_channels", self.image_shape[2])
         super().__post_init__()
 
-    def for_sampling(self, variables: Variables) -> tuple["Network", Variables]:
+    def for_sampling(self, variables: Variables) -> tuple[Any, Variables]:
         """Return a network, and its variables, that computes the same out of training, faster."""
         return self, variables
 
