@@ -159,7 +159,8 @@ def images_at_once(n: int, model: Model, batch_size: int | None = None) -> int:
     if batch_size is not None:
         require(batch_size >= 1, f"batch_size={batch_size}: it must be at least 1")
         return min(n, batch_size)
-    most = max(1, PIXELS // model.config.network.height**2)
+    height, width, _ = model.config.network.image_shape
+    most = max(1, PIXELS // (height * width))
     return math.ceil(n / math.ceil(n / most))
 
 

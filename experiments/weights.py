@@ -54,7 +54,7 @@ def to_run(source: Path, folder: Path) -> None:
     settings = config()
     if settings.data.images:
         dataset = data.load(settings.data)
-        found, want = dataset.images.shape[1:], (*2 * (fields["height"],), fields["in_channels"])
+        found, want = dataset.images.shape[1:], fields["image_shape"]
         require(found == want, f"images of shape {found}: the network's are {want}")
         settings = settings.fill_in(dataset)
     else:

@@ -11,9 +11,9 @@ from numpy import ndarray
 from PIL import Image, ImageOps
 
 from diffusion_jax.data.dataset import Dataset, check, check_rows
-from diffusion_jax.data.magic import HEAD, explain
 from diffusion_jax.data.sprites import CLASS_NAMES
 from diffusion_jax.files import open_file
+from diffusion_jax.magic import HEAD, explain
 from diffusion_jax.typing import InputError, RunWarning
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff")

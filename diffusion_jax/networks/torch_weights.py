@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.data.magic import HEAD, UNKNOWN, explain, sniff
 from diffusion_jax.files import write_atomically
+from diffusion_jax.magic import HEAD, UNKNOWN, explain, sniff
 from diffusion_jax.typing import InputError, Variables
 
 NESTED = ("model_state_dict", "state_dict", "model")  # where a checkpoint keeps a model's tensors
