@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -117,13 +117,14 @@ class Job(NamedTuple):
         table: Tableau,
         shown: np.ndarray,
         frames: Sequence[int] | None = None,
-        file: IO[bytes] | None = None,
+        path: Path | None = None,
     ) -> Timed:
         """Sample, after a run of no rows that does no more than compile.
 
-        Keep the images with the numbers in shown, and write all to a file.
+        Keep the images with the numbers in shown, and write all to a .npy file at path.
         """
-        first = 0
+        first, file = 0, None
+        shape = (len(self.context), *self.model.network.image_shape)
 
         def keep(batch: Samples) -> Samples:
             nonlocal first
@@ -144,7 +145,12 @@ class Job(NamedTuple):
         begin = time.perf_counter()
         go(size, rows=0)
         compiled = time.perf_counter()
-        samples = go(len(self.context), keep=keep)
+        with ExitStack() as held:
+            if path is not None:
+                file = held.enter_context(open_atomically(path))
+                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(file, header)
+            samples = go(len(self.context), keep=keep)
         return Timed(samples, time.perf_counter() - compiled, compiled - begin)
 
     def shown(self) -> tuple[dict[str, int], np.ndarray]:
@@ -226,14 +232,8 @@ def draw(out: Path, job: Job, label: str, table: Tableau) -> None:
         frames = frame_rows(table, job.model.schedule.steps, FLAGS.frames)
     n = len(job.context)
     names, shown = job.shown()
-    with ExitStack() as held:
-        file = None
-        if is_first():
-            file = held.enter_context(open_atomically(out / "samples.npy"))
-            shape = (n, *job.model.network.image_shape)
-            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-        samples, seconds, compilation = job.run(table, shown, frames, file)
+    path = out / "samples.npy" if is_first() else None
+    samples, seconds, compilation = job.run(table, shown, frames, path)
     say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{table.rows} network evaluations; compilation {compilation:.1f} s"

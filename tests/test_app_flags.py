@@ -85,6 +85,7 @@ UNREAD = {
     },
     "sample": {
         ("--guidance=2", "--autoguidance_step=3"): "autoguidance_step: guidance without --autog",
+        ("--seed=-1",): "seed=-1: it must be in 0..4294967295",
         ("--autoguidance_step=3",): "autoguidance_step needs --guidance",
         ("--compare=ddpm:5", "--sampler=ddim"): "sampler: --compare does not read it",
         ("--compare=ddpm:5", "--steps=4"): "steps: --compare does not",
@@ -129,7 +130,7 @@ UNBOUNDED = {
 def test_what_an_app_would_ignore_or_not_survive_is_refused(
     runs, tmp_path, app: str, flags, message: str
 ) -> None:
-    common = [f"--out={tmp_path}/new"] if app == "edit" else []
+    common = [f"--out={tmp_path}/new"] if app in ("edit", "sample") else []
     common += (
         [f"--images={runs}/images.npy"] if app == "edit" and "--seed" not in str(flags) else []
     )
