@@ -72,6 +72,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
         at_least("n_images", self.n_images, 1)
+        at_most("n_images", self.n_images, 10**7)
         at_least("data_seed", self.data_seed, 0)
         at_least("image_size", self.image_size, 0)
         at_most("image_size", self.image_size, 1024)

@@ -145,6 +145,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ("noising", "flow", "noising='flow' is unknown: choose from ddpm, notes"),
         ("epochs", 0, "epochs=0: it must be at least 1"),
         ("batch_size", 0, "batch_size=0: it must be at least 1"),
+        ("n_images", 10**12, "n_images=1000000000000: it must be at most 10000000"),
         ("learning_rate", 0.0, "learning_rate=0.0: it must be above 0"),
         ("learning_rate", float("nan"), "learning_rate=nan: it must be above 0"),
         ("lr_schedule", "step", "lr_schedule='step' is unknown: choose from notes"),

@@ -348,7 +348,7 @@ def changed(trial: Trial) -> tuple[str, list[str]]:
 
 
 FAULTS: dict[Callable[[Trial], tuple[str, list[str]]], int] = {
-    **{damaged: 150, failing: 170, short_of_room: 50, placed: 60, disturbed: 40},
+    **{damaged: 150, failing: 170, short_of_room: 50, placed: 60, disturbed: 40, changed: 30},
 }
 
 
