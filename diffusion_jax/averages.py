@@ -69,9 +69,10 @@ def snapshot_steps(steps: int, count: int) -> set[int]:
 
 
 def combine(profiles: Sequence[Profile], target: Profile) -> Combination:
-    """The sum of the averages whose profile is nearest to the target's, by least squares.
+    """Return the sum of averages whose profile is nearest to the target's, by least squares.
 
-    Karras et al. 2023, app. C. Raises InputError for a sigma_rel that cannot be.
+    The coefficients are then divided by their sum, as in EDM2's code: a weight that never changes
+    keeps its value. Karras et al. 2023, app. C. Raises InputError for an invalid sigma_rel.
     """
     for profile in (*profiles, target):
         check(profile.sigma_rel)
@@ -81,6 +82,7 @@ def combine(profiles: Sequence[Profile], target: Profile) -> Combination:
     aim = _inner(steps, powers, end, gamma)
     square = _inner(end, gamma, end, gamma)[0]
     coefficients = np.linalg.lstsq(between, aim, rcond=None)[0]
+    coefficients /= coefficients.sum()
     left = square - 2 * coefficients @ aim + coefficients @ between @ coefficients
     return Combination(coefficients, float(np.sqrt(max(left, 0) / square)))
 

@@ -122,8 +122,10 @@ class DiffusionConfig:
 
     schedule: str = option("notes", "the noise schedule", SCHEDULES)
     timesteps: int = option(500, "T, the number of steps of the noise schedule")
-    beta_min: float = option(1e-4, "the first beta of the schedules linear and notes")
-    beta_max: float = option(0.02, "the last beta of the schedules linear and notes")
+    beta_min: float = option(
+        0.0, "the first beta of linear, notes or scaled_linear; 0: the schedule's own"
+    )
+    beta_max: float = option(0.0, "the last beta; 0: the schedule's own")
     parameterization: str = option("eps", "what the network predicts", PARAMETERIZATIONS)
     noising: str = option(
         "ddpm",
@@ -135,14 +137,15 @@ class DiffusionConfig:
     def __post_init__(self) -> None:
         """Raise InputError for what cannot be."""
         choose(PARAMETERIZATIONS, "parameterization", self.parameterization)
-        choose(NOISINGS, "noising", self.noising)
-        parameterizations.check(self.parameterization, self.build())
+        schedule = self.build()
+        losses.check_noising(self.noising, schedule)
+        parameterizations.check(self.parameterization, schedule)
 
     def build(self) -> NoiseSchedule:
         """The noise schedule."""
-        return schedules.build(
-            self.schedule, self.timesteps, beta_min=self.beta_min, beta_max=self.beta_max
-        )
+        betas = {"beta_min": self.beta_min, "beta_max": self.beta_max}
+        given = {name: value for name, value in betas.items() if value}
+        return schedules.build(self.schedule, self.timesteps, **given)
 
 
 @dataclass(frozen=True)

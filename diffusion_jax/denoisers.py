@@ -22,8 +22,9 @@ class Guidance(NamedTuple):
         arXiv:2404.07724); elsewhere the output is the good one.
     rescale: from 0 to 1, how far the standard deviation of the output is brought back to the good
         one's (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16).
-    renoise_bad: 0 or 1; 1 takes the noise, not the image, from the bad output, which in ddim is
-        CFG++ (Chung et al. 2024, arXiv:2406.08070), with scale from 0 to 1.
+    renoise_bad: 0 or 1; 1 takes the noise, not the image, from the bad output. That is CFG++ (Chung
+        et al. 2024, arXiv:2406.08070) in ddim with eta 0 and in euler, and sampling refuses other
+        samplers. scale is then from 0 to 1.
     """
 
     scale: Any = 1.0

@@ -23,15 +23,16 @@ LONGEST = 100_000  # the most calls of the network on a walk or an inversion
 
 
 def tail(schedule: NoiseSchedule, grid: Grid, strength: float) -> Grid:
-    """The part of a grid with t <= strength T: where SDEdit (Meng et al. 2021, arXiv:2108.01073)
-    joins. Raises InputError if no step is left.
+    """Return the part of a grid with t <= strength T, up to rounding of the strength.
+
+    SDEdit (Meng et al. 2021, arXiv:2108.01073) starts there. Raises InputError if no step is left.
     """
     require(0 < strength <= 1, f"strength={strength}: it must be above 0 and at most 1")
-    kept = grid.t <= strength * schedule.steps
+    kept = grid.t <= strength * schedule.steps * (1 + 2e-6)  # 0.29 * 100 < 29
     least = grid.t[-2] / schedule.steps
     require(
         kept[:-1].any(),
-        f"strength={strength}: on this grid the last step starts at {least:.3g}: take more "
+        f"strength={strength}: on this grid the last step starts at {least:.6g}: take more "
         "strength, or more steps",
     )
     return Grid(*(column[kept] for column in grid))

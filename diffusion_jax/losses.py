@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Float64, Int, Key
 from numpy import ndarray
 
 from diffusion_jax.parameterizations import PARAMETERIZATIONS, SIGMA_DATA
-from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.schedules import NoiseSchedule, variance_preserving
 from diffusion_jax.typing import Images, InputError, Level, choose, require
 
 # x_t of a clean image and a noise. "ddpm" is Ho et al. 2020 (arXiv:2006.11239), eq. 4; the course
@@ -24,6 +24,16 @@ NOISINGS: dict[str, Callable[[Images, Images, Level], Images]] = {
     "ddpm": lambda x0, eps, level: level.alpha * x0 + level.sigma * eps,
     "notes": lambda x0, eps, level: level.alpha * x0 + level.sigma**2 * eps,
 }
+
+
+def check_noising(name: str, schedule: NoiseSchedule) -> None:
+    """Raise InputError if noise cannot be added in this way on the schedule."""
+    choose(NOISINGS, "noising", name)
+    require(
+        name != "notes" or schedule.alpha_at is variance_preserving,
+        f"noising={name!r}: it scales the noise by 1 - alpha_bar, which other schedules than the "
+        "variance preserving ones do not have; take ddpm",
+    )
 
 
 def mean_squared_error(
@@ -44,13 +54,21 @@ def simple(snr: ndarray, gain: ndarray) -> ndarray:
 
 
 def min_snr(snr: ndarray, gain: ndarray, gamma: float = 5.0) -> ndarray:
-    """Hang et al. 2023, arXiv:2303.09556: min(SNR, gamma) |x0 error|^2."""
-    return gain * np.minimum(snr, gamma)
+    """Hang et al. 2023, arXiv:2303.09556: min(SNR, gamma) |x0 error|^2.
+
+    Where the SNR is 0 the weight is 1, as in the authors' code. It is discontinuous there: levels
+    near pure noise weigh as little as their SNR.
+    """
+    return gain * np.where(snr > 0, np.minimum(snr, gamma), 1)
 
 
 def p2(snr: ndarray, gain: ndarray, gamma: float = 1.0) -> ndarray:
-    """Choi et al. 2022, arXiv:2204.00227, with k = 1: |eps error|^2 / (1 + SNR)^gamma."""
-    return gain * snr / (1 + snr) ** gamma
+    """Choi et al. 2022, arXiv:2204.00227, with k = 1: |eps error|^2 / (1 + SNR)^gamma.
+
+    Where the SNR is 0 an error of eps says nothing of x0: the weight of |x0 error|^2 is 1 there, as
+    in min_snr.
+    """
+    return gain * np.where(snr > 0, snr / (1 + snr) ** gamma, 1)
 
 
 def edm(snr: ndarray, gain: ndarray) -> ndarray:

@@ -37,7 +37,7 @@ from diffusion_jax.precisions import computing_in, products_in
 from diffusion_jax.runs import Model
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
-from diffusion_jax.samplers.tableau import pad, to_float32
+from diffusion_jax.samplers.tableau import is_ddim, pad, to_float32
 from diffusion_jax.typing import (
     Context,
     Images,
@@ -116,6 +116,10 @@ def sample(
         guidance = Guidance(guidance)
     seed = check_seed(seed)
     _check(model, n, guidance, worse, threshold, start, mask)
+    require(
+        guidance is None or not guidance.renoise_bad or is_ddim(tableau),
+        "CFG++ with this sampler: it is defined for ddim with eta=0 and for euler",
+    )
     devices = list(devices or first_devices(jax.device_count()))
     if start is None:
         images = np.broadcast_to(np.float32(0), (n, *model.network.image_shape))

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from diffusion_jax.typing import InputError, Level, choose
+from diffusion_jax.typing import InputError, Level, choose, require
 
 Real: TypeAlias = float | ndarray
 STEPS = 1_000_000  # the longest schedule
@@ -249,10 +249,13 @@ SCHEDULES: dict[str, Callable[..., NoiseSchedule]] = {
 
 
 def build(name: str, steps: int, **options: float) -> NoiseSchedule:
-    """The named schedule; options that it does not know (the betas of a cosine) are left out."""
+    """Build the named schedule. Raises InputError for options that it does not take."""
     make = choose(SCHEDULES, "schedule", name)
-    known = inspect.signature(make).parameters
-    return make(steps, **{key: value for key, value in options.items() if key in known})
+    known = list(inspect.signature(make).parameters)[1:]
+    for option, value in options.items():
+        takes = ", ".join(known) or "none"
+        require(option in known, f"{option}={value}: schedule {name} takes {takes}")
+    return make(steps, **options)
 
 
 def _from_alpha_bar(alpha_bar: ndarray, beta_limit: float) -> NoiseSchedule:

@@ -54,17 +54,29 @@ def test_snapshots_are_regular_and_end_with_the_run() -> None:
     assert averages.snapshot_steps(100, 0) == set()
 
 
-def test_one_profile_is_projected_as_the_integrals_say() -> None:
-    """The coefficient of a single average is <p, q> / <p, p>, here by numerical integration."""
-    found = combine([Profile(60, 0.1)], Profile(90, 0.2))
+def test_profiles_are_projected_as_the_integrals_say() -> None:
+    """Least squares by numerical integration, then a sum of 1."""
+    found = combine([Profile(60, 0.1), Profile(90, 0.05)], Profile(90, 0.2))
     t = (np.arange(900_000) + 0.5) / 10_000
-    gammas = averages.power(0.1), averages.power(0.2)
-    p = np.where(t < 60, (gammas[0] + 1) * t ** gammas[0] / 60 ** (gammas[0] + 1), 0)
-    q = (gammas[1] + 1) * t ** gammas[1] / 90 ** (gammas[1] + 1)
-    expected = np.sum(p * q) / np.sum(p * p)
-    assert found.coefficients[0] == pytest.approx(expected, rel=1e-4)
-    left = np.sum((expected * p - q) ** 2) / np.sum(q * q)
+
+    def profile(step: int, sigma_rel: float) -> np.ndarray:
+        gamma = averages.power(sigma_rel)
+        return np.where(t < step, (gamma + 1) * (t / step) ** gamma / step, 0)
+
+    parts, aim = np.stack([profile(60, 0.1), profile(90, 0.05)], 1), profile(90, 0.2)
+    expected = np.linalg.lstsq(parts, aim, rcond=None)[0]
+    expected /= expected.sum()
+    np.testing.assert_allclose(found.coefficients, expected, rtol=1e-4)
+    left = np.sum((parts @ expected - aim) ** 2) / np.sum(aim**2)
     assert found.error == pytest.approx(np.sqrt(left), rel=1e-4)
+
+
+@pytest.mark.parametrize("sigma_rel", [0.03, 0.15, 0.25])
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_a_weight_that_never_changes_keeps_its_value(count: int, sigma_rel: float) -> None:
+    profiles = [Profile(100 * k, width) for k in range(1, count + 1) for width in SIGMA_RELS]
+    found = combine(profiles, Profile(100 * count, sigma_rel))
+    assert found.coefficients.sum() == pytest.approx(1, abs=1e-12)
 
 
 def test_a_stored_average_is_itself() -> None:

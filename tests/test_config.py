@@ -137,7 +137,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ("n_cfeat", 0, "n_cfeat=0: give an integer from 1 up"),
         ("schedule", "quartic", "schedule='quartic' is unknown: choose from linear, notes"),
         ("timesteps", 0, "a schedule of 0 steps: it must have at least 1"),
-        ("beta_min", 0.0, r"beta_min=0.0, beta_max=0.02: they must obey 0 < beta_min"),
+        ("beta_min", -1.0, r"beta_min=-1.0, beta_max=0.02: they must obey 0 < beta_min"),
         ("beta_min", float("nan"), "beta_min=nan"),
         ("beta_max", 1.0, "beta_max=1.0: they must obey"),
         ("beta_max", 1e-5, "beta_max=1e-05: they must obey"),
@@ -173,6 +173,33 @@ def test_bad_values_are_named_with_what_would_be_right(field, value, message) ->
         Config().override(**{field: value})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"schedule": "cosine", "beta_max": 0.1}, "beta_max=0.1: schedule cosine takes offset"),
+        ({"schedule": "flow", "beta_min": 0.1}, "beta_min=0.1: schedule flow takes none"),
+        *(
+            ({"schedule": name, "parameterization": "v", "noising": "notes"}, "noising='notes'")
+            for name in ("karras", "flow")
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(values: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Config().override(**values)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "alpha_bar"), [("scaled_linear", 0.00466), ("linear", 4.036e-5)]
+)
+def test_a_schedule_has_its_own_betas(schedule: str, alpha_bar: float) -> None:
+    """Latent diffusion's and DDPM's published ends, of 1,000 steps."""
+    built = Config().override(schedule=schedule, timesteps=1000).diffusion.build()
+    assert built.alpha[-1] ** 2 == pytest.approx(alpha_bar, rel=2e-3)
+    steeper = Config().override(schedule=schedule, timesteps=1000, beta_max=0.03)
+    assert steeper.diffusion.build().beta[-1] == pytest.approx(0.03, rel=1e-12)
+
+
 # ----------------------------------------------------------------------------------- presets
 
 
@@ -188,7 +215,8 @@ def test_the_notes_preset_is_the_notes() -> None:
     """Hyperparameters of the course's training notebook."""
     config = PRESETS["notes"]()
     assert (config.diffusion.timesteps, config.diffusion.schedule) == (500, "notes")
-    assert (config.diffusion.beta_min, config.diffusion.beta_max) == (1e-4, 0.02)
+    beta = config.diffusion.build().beta
+    assert (beta[0], beta[-1]) == pytest.approx((1e-4, 0.02), rel=1e-12)
     assert (config.network.n_feat, config.network.n_cfeat) == (64, 5)
     assert config.network.image_shape == (16, 16, 3)
     assert (config.training.batch_size, config.training.epochs) == (100, 32)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import editing, grids, samplers, schedules
+from diffusion_jax.denoisers import Guidance
 from diffusion_jax.samplers import analysis
 from diffusion_jax.samplers.tableau import XI
 from diffusion_jax.sampling import Start, initial_noise, sample
@@ -99,6 +100,13 @@ def test_the_tail_of_a_grid() -> None:
     tail = editing.tail(SCHEDULE, grid, 0.35)
     assert tail.t.tolist() == [300, 200, 100, 0]
     assert editing.tail(SCHEDULE, grid, 1.0).t.tolist() == grid.t.tolist()
+    hundred = grids.trailing(schedules.linear(100), 100)
+    for strength in np.arange(1, 101) / 100:  # 0.29 * 100 < 29
+        assert editing.tail(schedules.linear(100), hundred, strength).t[0] == round(100 * strength)
+    thirds = grids.trailing(schedules.linear(300), 3)
+    with pytest.raises(InputError, match=r"starts at 0.333333:"):
+        editing.tail(schedules.linear(300), thirds, 0.3)
+    assert editing.tail(schedules.linear(300), thirds, 0.333333).steps == 1
     with pytest.raises(
         InputError, match=r"strength=0.05: on this grid the last step starts at 0.1"
     ):
@@ -116,6 +124,19 @@ def test_walks_that_cannot_be(jump: int, repeats: int) -> None:
 def test_walks_are_bounded() -> None:
     with pytest.raises(InputError, match="repeats=100000000: it must be at most 25000 for 4 steps"):
         editing.repaint(SCHEDULE, grids.trailing(SCHEDULE, 4), 10, 10**8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda grid: samplers.ddim_inversion(SCHEDULE, grid, 10**9),
+        lambda grid: samplers.restart(SCHEDULE, grid, repeats=10**9),
+    ],
+    ids=["inversion", "restart"],
+)
+def test_tables_have_at_most_a_million_rows(make) -> None:
+    with pytest.raises(InputError, match="network evaluations for each image: they must be at"):
+        make(grids.karras(SCHEDULE, 20))
 
 
 def test_slerp_keeps_the_length_of_noise() -> None:
@@ -183,6 +204,14 @@ def test_what_sampling_refuses(model, given: dict, message: str) -> None:
     table = samplers.build("ddim", model.schedule, 3)
     with pytest.raises(InputError, match=message):
         sample(model, table, 3, **given)
+
+
+@pytest.mark.parametrize("name", ["ddpm", "heun", "unipc", "consistency"])
+def test_cfg_plus_plus_is_refused_where_it_is_not_defined(model, name: str) -> None:
+    plus = Guidance(0.5, renoise_bad=1)
+    with pytest.raises(InputError, match=r"CFG\+\+ with this sampler: it is defined for ddim"):
+        sample(model, samplers.build(name, model.schedule, 3), 2, guidance=plus)
+    sample(model, samplers.build("ddim", model.schedule, 3), 2, guidance=plus, rows=0)
 
 
 @pytest.mark.parametrize("mask", [np.ones((3, 8, 7, 1)), np.full((3, 8, 8, 1), 0.5)])

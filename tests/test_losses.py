@@ -58,6 +58,16 @@ def test_p2_is_the_papers(gamma: float) -> None:
     np.testing.assert_allclose(table[1:], 1 / (1 + ratio) ** (gamma or 1), rtol=1e-11)
 
 
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+@pytest.mark.parametrize("name", ["x0", "v", "flow"])
+def test_pure_noise_weighs_one(weighting: str, name: str) -> None:
+    """As in Min-SNR's code; its neighbours weigh their SNR, of which the formula says so."""
+    table = losses.weights(weighting, name, schedules.flow(500))
+    assert table[-1] == pytest.approx(1)
+    of_x0 = losses.weights(weighting, "x0", schedules.flow(500))
+    assert of_x0[-3:-1] == pytest.approx(np.array([2 / 498, 1 / 499]) ** 2, rel=1e-4)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_edm_weighs_edms_own_output_by_one(family: str) -> None:
     """Karras et al., section 5: lambda(sigma) = 1 / c_out(sigma)^2."""

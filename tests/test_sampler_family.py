@@ -8,9 +8,9 @@ import pytest
 from diffusion_jax import grids, samplers, schedules
 from diffusion_jax.samplers import SAMPLERS, Tableau, analysis, solve
 from diffusion_jax.samplers.coefficients import adams_weights, exponential_moments, phi
-from diffusion_jax.samplers.tableau import XI, check, pad, to_float32
+from diffusion_jax.samplers.tableau import XI, check, is_ddim, pad, to_float32
 from diffusion_jax.sampling import REGISTERS, ROWS
-from diffusion_jax.typing import InputError, Level, Prediction
+from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
@@ -177,7 +177,7 @@ def test_ddim_with_eta_1_on_the_full_grid_is_ddpm() -> None:
 
 def test_unipc_2_without_corrector_is_2m() -> None:
     unipc = samplers.build("unipc", SCHEDULE, 10, corrector=False)
-    multistep = samplers.build("dpmpp_multistep", SCHEDULE, 10)
+    multistep = samplers.build("dpmpp_multistep", SCHEDULE, 10, lower_order_final=True)
     assert np.allclose(unipc.mix, multistep.mix, atol=1e-12, rtol=0)
 
 
@@ -281,13 +281,67 @@ def test_consistency_starts_again_from_the_image_in_each_step() -> None:
     tableau = samplers.build("consistency", SCHEDULE, 4)
     grid = grids.trailing(SCHEDULE, 4)
     assert np.array_equal(tableau.mix[:, 0, 1], grid.alpha[1:])
-    assert np.array_equal(tableau.mix[:, 0, XI], grid.sigma[1:])
+    least = grid.alpha[1:] * SCHEDULE.ratio[1]  # algorithm 1: sqrt(t^2 - epsilon^2)
+    noise = np.sqrt(grid.sigma[1:-1] ** 2 - least[:-1] ** 2)
+    assert np.allclose(tableau.mix[:, 0, XI], [*noise, 0], rtol=1e-12)
     assert not np.any(tableau.mix[:, 0, [0, 2]])
 
 
 def test_sa_solvers_noise_is_in_force_where_it_is_asked_for() -> None:
     tableau = samplers.build("sa_solver", SCHEDULE, 10, tau_from=0.25, tau_to=0.75)
-    assert np.array_equal(tableau.mix[:, 0, XI] > 0, (tableau.t >= 250) & (tableau.t <= 750))
+    end = np.append(tableau.t[1:], 0)  # where the authors' code evaluates tau
+    assert np.array_equal(tableau.mix[:, 0, XI] > 0, (end >= 250) & (end <= 750))
+
+
+@pytest.mark.parametrize("grid", grids.GRIDS)
+@pytest.mark.parametrize("make", [schedules.notes, schedules.linear, schedules.cosine])
+def test_sa_solver_does_not_overshoot_on_any_grid(make, grid: str) -> None:
+    """It did, to 6 times the deviation of the data, where one step is large."""
+    for n in (3, 5, 10, 25, 50):
+        tableau = samplers.build("sa_solver", make(500), n, grid)
+        data = analysis.Gaussian(np.zeros(3), np.array([0.2, 0.5, 1.0]) ** 2)
+        ratio = np.sqrt(analysis.push(tableau, data).variance / data.variance)
+        assert ratio[1] < 1.3, (n, ratio)
+        assert ratio.max() < 1.6, (n, ratio)
+
+
+@pytest.mark.parametrize("grid", ["trailing", "leading", "linspace"])
+@pytest.mark.parametrize("name", ["dpmpp_multistep", "dpm_solver_multistep", "deis", "unipc"])
+def test_the_last_step_between_finite_log_snrs_is_lowered(name: str, grid: str) -> None:
+    """To order 1, which is DDIM: also where the method is of order 2."""
+    more = {"corrector": False} if name == "unipc" else {}
+    ddim = as_map(samplers.build("ddim", SCHEDULE, 12, grid))
+    for lower in (False, True):
+        options = {"order": 2, "lower_order_final": lower, **more}
+        tableau = samplers.build(name, SCHEDULE, 12, grid, **options)
+        same = np.isclose(as_map(tableau), ddim, atol=1e-12, rtol=0).all(1)
+        remembers = tableau.mix[:, 0, 4:].any(1)
+        assert (same & ~remembers).tolist() == [True, *[False] * 9, lower, True]
+
+
+def test_dpm_solver_lowers_the_last_steps_of_fewer_than_10() -> None:
+    for n in (9, 10):
+        ours = samplers.build("dpmpp_multistep", SCHEDULE, n)
+        lowered = samplers.build("dpmpp_multistep", SCHEDULE, n, lower_order_final=True)
+        assert np.array_equal(ours.mix, lowered.mix) == (n < 10)
+
+
+def test_tables_that_are_unstable_on_gaussian_data_are_named() -> None:
+    cosine = schedules.cosine(500)
+    with pytest.warns(RunWarning, match="pndm with 5 steps on this grid is unstable"):
+        samplers.build("pndm", cosine, 5)
+    samplers.build("pndm", cosine, 50)
+    samplers.build("ddim", cosine, 1)
+
+
+def test_ddim_and_euler_alone_are_ddim() -> None:
+    """Of which CFG++ is defined."""
+    assert {name for name in SAMPLERS if is_ddim(samplers.build(name, SCHEDULE, 9))} == {
+        "ddim",
+        "euler",
+    }
+    assert not is_ddim(samplers.build("ddim", SCHEDULE, 9, eta=0.1))
+    assert is_ddim(samplers.build("lms", SCHEDULE, 9, order=1))
 
 
 def test_lower_order_final_lowers_the_last_steps_alone() -> None:
@@ -297,7 +351,7 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
         mix = samplers.build("dpmpp_multistep", SCHEDULE, 20, order=3, lower_order_final=lower).mix
         used[lower] = (mix[:, 0, 4:] != 0).sum(axis=1).tolist()
     assert used[False] == [0, 1, *[2] * 17, 0]
-    assert used[True] == [0, 1, *[2] * 16, 1, 0]
+    assert used[True] == [0, 1, *[2] * 15, 1, 0, 0]
 
 
 # --- input -------------------------------------------------------------------------------------
@@ -322,6 +376,7 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
         ("edm", 9, {"s_churn": float("nan")}, "s_churn=nan: it must be 0 or more"),
         ("edm", 9, {"s_max": 0.01}, "s_max=0.01: it must be at least s_min, 0.05"),
         ("restart", 9, {"repeats": -1}, "repeats=-1: it must be 0 or more"),
+        ("sa_solver", 9, {"largest": 0.0}, "largest=0.0: it must be above 0"),
         ("restart", 9, {"restart_min": 3.0}, "they must obey 0 < min < max"),
         ("heun", 9, {"space": "time"}, "space='time': it must be ratio or levels"),
         ("ddpm", 3, {"variance": [0.1, 0.1]}, "it must be 3 numbers, one a step"),

@@ -43,7 +43,7 @@ def test_cosine_follows_its_formula_until_its_limit() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 500])
 def test_every_schedule(name: str, steps: int) -> None:
-    schedule = schedules.build(name, steps, beta_min=1e-4, beta_max=0.02)
+    schedule = schedules.build(name, steps)
     assert all(table.dtype == np.float64 and len(table) == steps + 1 for table in schedule[:3])
     assert schedule.alpha[0] == 1
     assert schedule.sigma[0] == 0

@@ -144,7 +144,7 @@ def bound(denoise: Denoiser, chain: Chain, x0: Images, keys: Key[Array, " batch"
 
     Each of the T steps has its noise, that of its level's row. The Kullback-Leibler divergence of
     two Gaussians of one variance is weight |x0 - predicted x0|^2 (Kingma et al. 2021,
-    arXiv:2107.00630, eq. 14).
+    arXiv:2107.00630, its loss of T steps).
     """
 
     chain = Chain(*map(jnp.asarray, chain))

@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusion_jax.grids import GRIDS, Grid, check
 from diffusion_jax.samplers.adams import lms, pndm
+from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
@@ -47,7 +48,8 @@ def build(
 ) -> Tableau:
     """The tableau of a named sampler over a grid, named or given.
 
-    options go to the sampler, or to the named grid. Raises InputError for what is unknown.
+    options go to the sampler, or to the named grid. Raises InputError for what is unknown; warns of
+    tables that are unstable on Gaussian data, such as pndm's in few steps.
     """
     make = choose(SAMPLERS, "sampler", name)
     own_kinds = options_of(make)
@@ -59,7 +61,9 @@ def build(
         require(option in kinds, f"sampler {name} takes no {option}: it takes {takes}")
         check_kind(option, value, kinds[option])
     own = {key: options.pop(key) for key in of_grid if key in options}
-    return make(schedule, make_grid(schedule, steps, **own), **options)
+    tableau = make(schedule, make_grid(schedule, steps, **own), **options)
+    warn_if_unstable(tableau, name)
+    return tableau
 
 
 def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:

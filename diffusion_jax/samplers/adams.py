@@ -28,10 +28,11 @@ def lms(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tablea
 
 
 def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tableau:
-    """PNDM's linear multistep method, PLMS: Liu et al. 2022, arXiv:2202.09778, eq. 9.
+    """PNDM's linear multistep method, PLMS: Liu et al. 2022, arXiv:2202.09778, section 3.
 
-    Adams-Bashforth as on an evenly spaced grid, whatever the grid. The first step is Heun's and
-    takes two calls, as in latent diffusion's PLMS. order: as in lms.
+    Adams-Bashforth as on an evenly spaced grid, whatever the grid. In few large steps it is
+    unstable, and samplers.build warns. The first step is Heun's and takes two calls, as in latent
+    diffusion's PLMS. order: as in lms.
     """
     order = resolve_order(order, 4, 4, grid)
     rows = _rows(grid, order, lambda step, count: -np.arange(1.0, count + 1))

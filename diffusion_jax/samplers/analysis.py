@@ -5,6 +5,7 @@ arXiv:2206.00364, app. B), and so is every row: the state and the registers stay
 their mean and covariance follow from the table.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +13,10 @@ from jaxtyping import Float64
 from numpy import ndarray
 
 from diffusion_jax.samplers.tableau import XI, Tableau
-from diffusion_jax.typing import Level
+from diffusion_jax.typing import Level, RunWarning
 
 CLEAN = Level(0.0, 1.0, 0.0)
+FAR = 4.0  # times the deviation of the data: a table that ends there gives no images
 
 
 class Gaussian(NamedTuple):
@@ -61,6 +63,21 @@ def wasserstein(one: Gaussian, other: Gaussian) -> float:
 def error(tableau: Tableau, data: Gaussian, end: Level = CLEAN) -> float:
     """The 2-Wasserstein distance between samples and data, at the level where the table ends."""
     return wasserstein(push(tableau, data), data.at(end))
+
+
+def warn_if_unstable(tableau: Tableau, name: str) -> None:
+    """Warn (RunWarning) of a table whose samples of data N(0, 1) are spread far too widely.
+
+    Tables of more than 1,000 rows, whose steps are small, are not looked at.
+    """
+    if tableau.rows > 1000:
+        return
+    with np.errstate(all="ignore"):
+        deviation = np.sqrt(push(tableau, Gaussian(np.zeros(1), np.ones(1))).variance[0])
+    if not deviation < FAR:
+        what = f"{name} with {int(tableau.ends_step.sum())} steps on this grid is unstable"
+        spread = f"its samples of data of standard deviation 1 have {deviation:.3g}"
+        warnings.warn(f"{what}: {spread}; take more steps", RunWarning, stacklevel=3)
 
 
 def fit_order(steps: ndarray, errors: ndarray) -> float:

@@ -4,7 +4,14 @@ import numpy as np
 from numpy import ndarray
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.samplers.tableau import Row, Tableau, one_row_a_step, symbols, tabulate
+from diffusion_jax.samplers.tableau import (
+    Row,
+    Tableau,
+    check_rows,
+    one_row_a_step,
+    symbols,
+    tabulate,
+)
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
@@ -38,6 +45,7 @@ def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> 
     at x' = (a_j / a_i) x + (s_j - a_j s_i / a_i) eps, too: `iterations` calls approach that x'.
     """
     require(iterations >= 1, f"iterations={iterations}: it must be at least 1")
+    check_rows(grid.steps * iterations)
     s, rows = symbols(1), []
     for start, end in zip(grid.levels[:0:-1], grid.levels[-2::-1], strict=True):
         scale = end.alpha / start.alpha
@@ -51,9 +59,14 @@ def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> 
 def consistency(schedule: NoiseSchedule, grid: Grid) -> Tableau:
     """Multistep consistency sampling: Song et al. 2023, arXiv:2303.01469, algorithm 1.
 
-    x' = alpha_j x0 + sigma_j xi: each step starts again from the predicted image.
+    x' = alpha_j (x0 + sqrt(r_j^2 - r_min^2) xi), r = sigma / alpha: each step adds noise to the
+    predicted image. r_min is that of the schedule's step 1, the paper's epsilon, for which a
+    consistency model predicts the image; noise above it is added. This is for consistency models.
+    A denoiser's prediction is the mean of all images that x may come from: it gives blurs.
     """
-    return one_row_a_step(grid, x0=grid.alpha[1:], xi=grid.sigma[1:])
+    least = min(schedule.ratio[1], grid.ratio[-2])
+    noise = np.sqrt(np.maximum(grid.ratio[1:] ** 2 - least**2, 0))
+    return one_row_a_step(grid, x0=grid.alpha[1:], xi=grid.alpha[1:] * noise)
 
 
 def ancestral_ratios(grid: Grid, eta: float) -> tuple[ndarray, ndarray]:

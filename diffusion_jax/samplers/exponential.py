@@ -1,7 +1,9 @@
-"""Exponential multistep methods, one call a step: DPM-Solver(++), DEIS, UniPC and SA-Solver.
+"""Exponential multistep methods, one call a step: DPM-Solver(++), UniPC and SA-Solver.
 
 order: None is the method's own, or less where the grid has fewer steps.
-lower_order_final: the last step is of order 1, the one before of order 2, and so on.
+lower_order_final: the last step between finite log-SNRs is of order 1, the one before of order 2,
+and so on, as in the code of DPM-Solver and UniPC. (Their grids end there. A further step to clean
+data is of order 1 in every method.)
 """
 
 import numpy as np
@@ -11,6 +13,8 @@ from diffusion_jax.samplers.multistep import multistep, resolve_order, step_orde
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
+
+CLEAR = 0.3  # sigma / alpha below which the noise is less than the spread of the data
 
 
 def dpm_multistep(
@@ -27,21 +31,22 @@ def dpm_multistep(
     predict: "x0"; or "eps", DPM-Solver (arXiv:2206.00927) in multistep form. eta: 0 solves the
     ODE; 1 is SDE-DPM-Solver++, in x0. rule: how order 2 weights its difference: "bh2" is
     the paper's 2M; "exact" the variant that integrates it.
-    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 15 steps, as
+    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 10 steps, as
     in the authors' code.
     """
     order = resolve_order(order, 2, 3, grid)
-    lower = grid.steps < 15 if lower_order_final is None else lower_order_final
+    lower = grid.steps < 10 if lower_order_final is None else lower_order_final
     return multistep(grid, predict, step_orders(grid, order, lower), eta=eta, rule=rule)
 
 
 def deis(
     schedule: NoiseSchedule, grid: Grid, order: int | None = None, lower_order_final: bool = False
 ) -> Tableau:
-    """DEIS: Zhang and Chen 2022, arXiv:2204.13902, eq. 14: order 1 to 3, 3 by default.
+    """dpm_solver_multistep with rule=exact, which diffusers calls DEIS: order 1 to 3, 3 by default.
 
     The predicted noise is extrapolated as a polynomial in log(sigma / alpha) and integrated
-    exactly over sigma / alpha. (As a polynomial in sigma / alpha it would be lms.)
+    exactly over sigma / alpha. Of the methods of the DEIS paper (Zhang and Chen 2022,
+    arXiv:2204.13902), rhoAB, which extrapolates in sigma / alpha, is lms; tAB is not here.
     """
     order = resolve_order(order, 3, 3, grid)
     return multistep(grid, "eps", step_orders(grid, order, lower_order_final))
@@ -75,23 +80,39 @@ def sa_solver(
     tau_from: float = 0.0,
     tau_to: float = 1.0,
     rule: str = "bh1",
+    largest: float = 1.0,
     lower_order_final: bool = True,
 ) -> Tableau:
     """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
 
-    tau scales the noise: 0 solves the ODE, 1 is the reverse SDE; it is in force in steps
-    that start at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to
-    3. corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none.
-    Both are 2 by default. The corrector keeps the noise of its predictor. rule: see
-    exponential_weights; "bh1" is the authors' choice; in few large steps "bh2" errs less.
+    tau scales the noise: 0 solves the ODE, 1 is the reverse SDE; it is in force in steps that end
+    at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to 3.
+    corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none. Both
+    are 2 by default. The corrector keeps the noise of its predictor. rule: see exponential_weights.
+
+    Where a step ends at little noise, sigma / alpha < 0.3, "bh1", the authors' choice, overshoots
+    if the step is large. A step of log(alpha / sigma) above `largest` is there UniPC's, with tau 0
+    and the rule "bh2", and of order 1 if it is more than twice the step before, too far to
+    extrapolate. The second of two steps in a row above half of `largest` has the rule "bh2".
+    lower_order_final counts the step to clean data, as the authors' code does.
     """
     require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
     bounds = f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
     require(0 <= tau_from <= tau_to <= 1, bounds)
     known = corrector_order in (0, 2, 3, 4)
     require(known, f"corrector_order={corrector_order}: it must be 0, 2, 3 or 4")
-    orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
-    corrector = step_orders(grid, max(corrector_order - 1, 0), lower_order_final)
-    place = grid.t[:-1] / schedule.steps
-    eta = tau**2 * ((tau_from <= place) & (place <= tau_to))
-    return multistep(grid, "x0", orders, corrector, eta, rule)
+    require(largest > 0, f"largest={largest}: it must be above 0")
+    orders = step_orders(grid, resolve_order(order, 2, 3, grid), False)
+    corrector = step_orders(grid, max(corrector_order - 1, 0), False)
+    if lower_order_final:
+        left = np.arange(grid.steps, 0, -1)
+        orders, corrector = np.minimum(orders, left), np.minimum(corrector, left)
+    h = np.diff(grid.log_snr)
+    before = np.append(h[0], h[:-1])
+    clear = np.isfinite(h) & (grid.ratio[1:] < CLEAR)
+    large = clear & (h > largest)
+    bounded = large | (clear & (np.minimum(h, before) > largest / 2))
+    orders = np.where(large & (h > 2 * before), 1, orders)
+    place = grid.t[1:] / schedule.steps
+    eta = tau**2 * ((tau_from <= place) & (place <= tau_to) & ~large)
+    return multistep(grid, "x0", orders, corrector, eta, np.where(bounded, "bh2", rule))

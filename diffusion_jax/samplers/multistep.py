@@ -25,16 +25,18 @@ def multistep(
     predictor: ndarray,
     corrector: ndarray | None = None,
     eta: float | ndarray = 0.0,
-    rule: str = "exact",
+    rule: str | ndarray = "exact",
 ) -> Tableau:
     """One row a step: it corrects the step that it completes, and predicts the next.
 
-    predictor, corrector, eta: of each step; corrector is 0 where a step is not corrected. Steps of
-    infinite log-SNR cannot be, nor the last, which no call follows.
+    predictor, corrector, eta, rule: of each step; corrector is 0 where a step is not corrected.
+    Steps of infinite log-SNR cannot be, nor the last, which no call follows.
     predict: f, "x0" or "eps". rule: see exponential_weights.
     """
     require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
-    require(rule in ("exact", "bh1", "bh2"), f"rule={rule!r}: it must be exact, bh1 or bh2")
+    known_rules = np.isin(rule, ("exact", "bh1", "bh2")).all()
+    require(known_rules, f"rule={rule!r}: it must be exact, bh1 or bh2")
+    rule = np.broadcast_to(rule, predictor.shape)
     eta = np.broadcast_to(np.asarray(eta, np.float64), predictor.shape)
     require(np.all((eta >= 0) & (eta < np.inf)), f"eta={eta}: it must be 0 or more")
     require(predict == "x0" or not np.any(eta), f"eta={eta}: noise needs predict='x0'")
@@ -64,7 +66,7 @@ def _weighted_differences(
     grid: Grid,
     predict: str,
     eta: ndarray,
-    rule: str,
+    rule: ndarray,
     step: int,
     order: int | np.integer,
     f: list[ndarray],
@@ -80,7 +82,7 @@ def _weighted_differences(
     scale, kappa = grid.sigma[step + 1], -h
     if predict == "x0":
         scale, kappa = grid.alpha[step + 1], (1 + eta[step]) * h
-    weights = exponential_weights(kappa, (grid.log_snr[at] - grid.log_snr[step]) / h, rule)
+    weights = exponential_weights(kappa, (grid.log_snr[at] - grid.log_snr[step]) / h, rule[step])
     return scale * (weights @ (np.stack(others) - f[0]))
 
 
@@ -100,10 +102,12 @@ def step_orders(grid: Grid, order: int, lower_order_final: bool) -> ndarray:
     """The order of each step: at most as many predictions as the history holds.
 
     A step from or to infinite log-SNR is of order 1, and pure noise does not count as history.
-    lower_order_final: the last step is of order 1, the one before of order 2, and so on.
+    lower_order_final: the last step between finite log-SNRs is of order 1, the one before of order
+    2, and so on.
     """
     finite = np.isfinite(grid.log_snr)
+    inner = finite[:-1] & finite[1:]
     orders = np.minimum(order, np.maximum(np.cumsum(finite[:-1]), 1))
     if lower_order_final:
-        orders = np.minimum(orders, np.arange(grid.steps, 0, -1))
-    return np.where(finite[:-1] & finite[1:], orders, np.minimum(order, 1))
+        orders = np.minimum(orders, np.cumsum(inner[::-1])[::-1])
+    return np.where(inner, orders, np.minimum(order, 1))

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.grids import Grid
 from diffusion_jax.samplers.coefficients import exponential_weights
 from diffusion_jax.samplers.ddim import ancestral_ratios
-from diffusion_jax.samplers.tableau import Row, Symbols, Tableau, symbols, tabulate
+from diffusion_jax.samplers.tableau import Row, Symbols, Tableau, check_rows, symbols, tabulate
 from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import Level, require
 
@@ -37,7 +37,9 @@ def edm(
     """EDM's stochastic sampler (algorithm 2): before each Heun step, noise lifts r to (1 + g) r.
 
     g = min(s_churn / N, sqrt(2) - 1) where s_min <= r <= s_max, else 0, and never beyond the
-    schedule's largest r. s_noise scales the noise. Defaults: table 5, ImageNet-64, but s_noise.
+    schedule's largest r. s_noise scales the noise, but for a first step that is lifted: it starts
+    from pure noise of (1 + g) r, where the algorithm adds noise to pure noise of r.
+    Defaults: table 5, ImageNet-64, but s_noise.
     """
     for name, value in {"s_churn": s_churn, "s_min": s_min, "s_noise": s_noise}.items():
         require(0 <= value < np.inf, f"{name}={value}: it must be 0 or more")
@@ -68,6 +70,7 @@ def restart(
     steps = list(zip(grid.levels[:-1], grid.levels[1:], strict=True))
     inside = np.flatnonzero((restart_min <= grid.ratio) & (grid.ratio <= restart_max))
     first, last = (inside[0], inside[-1]) if len(inside) else (0, 0)
+    check_rows(2 * (grid.steps + int(last - first) * repeats))
     return _heun([*steps[:last], *steps[first:last] * repeats, *steps[last:]])
 
 

@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float64
 from numpy import ndarray
 
 from diffusion_jax.grids import Grid
-from diffusion_jax.typing import Level
+from diffusion_jax.typing import Level, require
 
+MOST_ROWS = 1_000_000  # of one tableau
 X, X0, EPS, XI, Z = 0, 1, 2, 3, 4  # columns of mix; the registers are columns Z, Z + 1, ...
 
 
@@ -61,6 +62,24 @@ def check(tableau: Tableau) -> Tableau:
     if not tableau.ends_step[-1]:
         raise ValueError("the last row must end a step")
     return tableau
+
+
+def check_rows(rows: int) -> None:
+    """Raise InputError if a tableau would have too many rows, before it is built."""
+    require(
+        rows <= MOST_ROWS,
+        f"{rows} network evaluations for each image: they must be at most {MOST_ROWS}; take fewer "
+        "steps, repeats or iterations",
+    )
+
+
+def is_ddim(tableau: Tableau) -> bool:
+    """Whether every row is DDIM's: x' = alpha_j x0 + sigma_j eps, for the next row's level j."""
+    ahead = np.stack([tableau.alpha[1:], tableau.sigma[1:]], 1)
+    plain = tableau.mix.copy()
+    plain[:-1, 0, [X0, EPS]] -= ahead
+    plain[-1, 0, [X0, EPS]] = 0
+    return bool(np.allclose(plain[:, 0], 0, rtol=0, atol=1e-9))
 
 
 def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
