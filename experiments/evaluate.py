@@ -14,7 +14,6 @@ sets have the same proportions of classes.
 """
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -46,9 +45,11 @@ from experiments.flags import (
     describe,
     guidance,
     output_folder,
+    refuse_unread,
     run,
     say,
     tableau,
+    variant,
 )
 
 EACH = 16  # images of a row in the report
@@ -110,8 +111,8 @@ def main() -> None:
 
 def check() -> None:
     """Raise InputError for flags that are out of range, or of no effect."""
-    given = [name for name in (*DRAWING, "batch_size") if FLAGS.samples and FLAGS[name].present]
-    require(not given, f"{', '.join(given)}: of no effect on --samples, which are not drawn here")
+    if FLAGS.samples:
+        refuse_unread("--samples, which are not drawn here,", *DRAWING, "batch_size")
     bounds = (("n", LEAST, MOST), ("real_n", LEAST, MOST), ("batch_size", 1, 2**16))
     for name, least, most in bounds:
         at_least(name, FLAGS.get_flag_value(name, 0), least)
@@ -122,10 +123,7 @@ def check() -> None:
 def plan(config: Config) -> tuple[str, Tableau]:
     """The name of the files and the sampler's table. Raises InputError for what cannot be."""
     label, table = tableau(config.diffusion.build(), FLAGS.sampler, FLAGS.steps)
-    for flag in (*CHANGING, "real_n"):
-        if (value := FLAGS[flag].value) != FLAGS[flag].default:
-            label += f"-{flag}={','.join(value) if isinstance(value, list) else value}"
-    label = re.sub(r"[^\w.,=+-]", "_", label)
+    label = variant(label, *CHANGING, "real_n")
     name = FLAGS.name or (Path(FLAGS.samples).stem if FLAGS.samples else label)
     require(Path(name).name == name, f"name={name!r}: it must be a file's name, without a folder")
     return name, table

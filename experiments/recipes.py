@@ -150,8 +150,11 @@ def main() -> None:
         return
     dataset = data.load(configs[str(left[0])].data)
     real = evaluation.real_images(configs[str(left[0])].data, FLAGS.real_n)
+    configs = {name: each.fill_in(dataset) for name, each in configs.items()}
+    for recipe in chosen:
+        check_run(out / recipe.run, configs[str(recipe)])
     for recipe in left:
-        model = trained(out / recipe.run, configs[str(recipe)].fill_in(dataset), dataset)
+        model = trained(out / recipe.run, configs[str(recipe)], dataset)
         measures = measure(out, model, real, recipe.guidance)
         row = {"recipe": str(recipe), "settings": settings, "measures": measures}
         path = out / str(recipe) / RESULT
@@ -194,11 +197,16 @@ def finished(out: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def trained(folder: Path, config: Config, dataset: Dataset) -> Model:
-    """The model of a run that is there already, or of one that is trained now."""
+def check_run(folder: Path, config: Config) -> None:
+    """Raise InputError if there is a run of another configuration, or of other data."""
     if (folder / checkpoints.CONFIG).exists():
         differences = load_config(folder).differences(config)
         require(not differences, f"{folder} is another run: {'; '.join(differences)}")
+
+
+def trained(folder: Path, config: Config, dataset: Dataset) -> Model:
+    """The model of a run that is there already, or of one that is trained now."""
+    if (folder / checkpoints.CONFIG).exists():
         return load_model(folder)
     settings = config.training
     length = Length(len(dataset.images), settings.batch_size, settings.epochs)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import checkpoints, evaluation, samplers
+from diffusion_jax.data import UNKNOWN
 from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import load_config, load_model, save_model
 from diffusion_jax.sampling import sample
@@ -331,6 +332,7 @@ def test_weights_go_out_and_come_back_to_the_same_samples_bit_for_bit(
     app("experiments.weights", f"--from={run}", f"--to={file}")
     app("experiments.weights", f"--from={file}", f"--to={back}", f"--timesteps={T}")
     assert load_config(back).network == load_config(run).network
+    assert load_config(back).data.fingerprint == UNKNOWN
     images = sampled(app, back, tmp_path / "drawn", "--frames=none")
     np.testing.assert_array_equal(images, drawn)
 
@@ -391,6 +393,9 @@ REFUSED = {
         ("surplus",): r"'surplus' is no flag: flags are --name=value",
         ("--run={}/run", "--epochs=4"): r"started with another configuration: epochs: 3 -> 4\.",
         ("--run={}/run", "--seed=1", "--norm=group"): r"norm: 'batch' -> 'group'; seed: 0 -> 1",
+        ("--run={}/run", "--images={}/many.npy", "--labels={}/many_labels.npy"): (
+            r"another configuration: data: 220 images, where there were 20; images: .*labels: "
+        ),
         ("--run={}",): r"run='.*' exists and is not a run: name another folder",
         ("--run={}/text.npy",): r"run='.*text\.npy' exists and is not a run",
         ("--run={}/broken",): r"broken/config\.json is not JSON",
@@ -497,8 +502,11 @@ REFUSED = {
             "--samples={}/many.npy",
             "--guidance=3",
             "--n=100",
-        ): r"guidance, n: of no effect on --samp",
-        ("--samples={}/many.npy", "--step=5"): r"step: of no effect on --samples",
+        ): r"guidance: --samples, which are not drawn here, does not",
+        (
+            "--samples={}/many.npy",
+            "--step=5",
+        ): r"step: --samples, which are not drawn here",
         ("--steps=21",): r"steps=21: it must be in 1\.\.20",
         ("--options=eta=1",): r"sampler sa_solver takes no eta: it takes ",
         ("--options=eta",): r"options=eta: write them as order=3",
@@ -658,6 +666,11 @@ def test_an_evaluation_holds_every_measure_and_a_report(answers, app, folder) ->
     assert "classifier trained" not in out
     measures = json.loads((folder / "new" / "many.json").read_text())["measures"]
     assert "class accuracy" not in measures
+    (folder / "new" / "same").mkdir()
+    np.save(folder / "new" / "same" / "many.npy", np.load(folder / "many.npy"))
+    samples = f"--samples={folder}/new/same/many.npy"
+    err = app("experiments.evaluate", *command, samples, code=2)
+    assert re.search(r"many\.json holds results of other settings: give another --name", err)
     distance = {side: e["value"] for side, e in measures["distance to training"].items()}
     # Of the 220 images, 100 are the other real set, and 120 are what counts as training images.
     assert distance["samples"] == pytest.approx(distance["real"] * 100 / 220, rel=1e-5)
