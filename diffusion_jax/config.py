@@ -49,7 +49,7 @@ class DataConfig:
 
     images: str = option(
         "",
-        "a .npy file of uint8 images (N, h, h, 3) or (N, h, h), or a folder with one subfolder of "
+        "a .npy file of uint8 images (N, h, w, 3) or (N, h, w), or a folder with one subfolder of "
         "images for each class; empty: sprites, drawn by the library",
     )
     labels: str = option(

@@ -231,6 +231,9 @@ def test_large_images_are_averaged_over_squares() -> None:
     small = shrink(images)
     assert small.shape == (1, 8, 8, 1)
     assert small[0, 3, 5, 0] == images[0, 12:16, 20:24, 0].mean()
+    small = shrink(images[:, :12])
+    assert small.shape == (1, 6, 8, 1)
+    assert small[0, 3, 5, 0] == images[0, 6:8, 20:24, 0].mean()
 
 
 # ------------------------------------------------------------------------------ whole measures

@@ -16,7 +16,7 @@ UNKNOWN = ("unknown",)  # the fingerprint where the training images are not know
 
 
 class Dataset(NamedTuple):
-    """N square images of 1 or 3 channels, a context vector for each, and the names of its parts.
+    """N images of 1 or 3 channels, a context vector for each, and the names of its parts.
 
     fingerprint: that of the whole files that the images are from, or () if it was not taken.
     """
@@ -78,18 +78,14 @@ def check_rows(n_images: int, labels: ndarray, source: str) -> None:
 def check(dataset: Dataset, source: str) -> Dataset:
     """Return the data set if it can be trained on. Raises InputError naming source and fault."""
     images, labels, names = dataset[:3]
-    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.shape[1] != images.shape[2]:
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
         raise InputError(
             f"{source}: images of shape {images.shape}: they must be "
-            "(N, height, width), (N, height, width, 1) or (N, height, width, 3), and square"
+            "(N, height, width), (N, height, width, 1) or (N, height, width, 3)"
         )
     if images.dtype != np.uint8:
         raise InputError(f"{source}: images of type {images.dtype}: they must be uint8, 0..255")
-    if images.shape[1] < 8 or images.shape[1] % 4:
-        raise InputError(
-            f"{source}: images of height {images.shape[1]}: it must be a multiple of 4, from 8 up"
-        )
-    if not len(images):
+    if not images.size:
         raise InputError(f"{source}: there are no images in it")
     if images.max() == 1:
         raise InputError(f"{source}: images of 0 and 1 alone: they must be 0..255")

@@ -23,7 +23,7 @@ FEATURES = 1024  # the most features of a context
 
 
 def npy_pair(images: str, labels: str = "", class_names: Sequence[str] = ()) -> Dataset:
-    """Images (N, h, h, 3), (N, h, h, 1) or (N, h, h) uint8, and their labels, read into memory.
+    """Images (N, h, w, 3), (N, h, w, 1) or (N, h, w) uint8, and their labels, read into memory.
 
     labels: a file of (N, F) numbers, a context vector a row, or of (N,) class numbers; without
     one, every context is zero. The classes are those of class_names, or else the numbers that

@@ -73,11 +73,11 @@ def principal_components(images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarr
 
 
 def shrink(images: Any) -> Any:
-    """Images (n, h, h, c) averaged over squares, to the largest height of at most SIDE."""
-    n, height, _, channels = images.shape
-    size = max(side for side in range(1, SIDE + 1) if height % side == 0)
-    factor = height // size
-    return images.reshape(n, size, factor, size, factor, channels).mean((2, 4))
+    """Average images (n, h, w, c) over equal windows, to at most SIDE windows down and across."""
+    n, *sides, channels = images.shape
+    down, across = (max(n for n in range(1, SIDE + 1) if side % n == 0) for side in sides)
+    windows = (n, down, sides[0] // down, across, sides[1] // across, channels)
+    return images.reshape(windows).mean((2, 4))
 
 
 def _pixels(components: Array, pixels: Array) -> Array:
