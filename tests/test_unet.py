@@ -121,7 +121,8 @@ def test_a_registered_network_trains_and_samples_rectangles(monkeypatch) -> None
     for chunk in training.fit(config, images, CONTEXT[classes], state, jax.devices()[:1]):
         state, losses = chunk.state, [*losses, *chunk.losses]
     targets = np.float32([64, 191]) / 127.5 - 1
-    assert losses[0] == pytest.approx(np.square(targets).mean()), "it starts by predicting 0"
+    at_zero = np.square(targets).mean()  # the loss of predicting 0, as zeros at the end do
+    assert losses[0] == pytest.approx(at_zero, rel=1e-5)
     network, schedule = config.network.build(), config.diffusion.build()
     model = Model(config, network, schedule, {"params": state.params})
     assert network.for_sampling(model.variables) == (network, model.variables)
