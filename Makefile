@@ -2,9 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := checkpoints/demo
-CLUSTER := checkpoints/cluster_demo
 
-.PHONY: help demo cluster-demo train sample test test-slow test-peers lint clean
+.PHONY: help demo cluster-demo test test-slow test-peers lint clean
 
 help:
 	@echo "make demo        install, train a small model, sample it by DDIM and DDPM (minutes)"
@@ -17,12 +16,12 @@ help:
 
 demo: .venv/base
 	$(BIN)/python -m experiments.train --preset=demo --run=$(RUN)
-	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddim --steps=25
-	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddpm --steps=500
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddim:25
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddpm:500
 	@echo "Look at $(RUN)/report.html and $(RUN)/samples/"
 
-cluster-demo: .venv/base
-	$(BIN)/python -m experiments.cluster_demo --out=$(CLUSTER)
+cluster-demo: .venv/test
+	$(BIN)/python -m pytest -s -m slow -k processes_change_nothing tests/test_processes.py
 
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not peers"
@@ -39,7 +38,7 @@ lint: .venv/lint
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv $(RUN) $(CLUSTER) .hypothesis build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(RUN) .hypothesis build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # One stamp for each set of packages in the environment; they install again when setup.cfg changes.
 .venv/bin/python:

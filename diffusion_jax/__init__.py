@@ -9,14 +9,15 @@ images = sample(model, tableau, n=8, seed=0).images
 
 import jax
 
-from diffusion_jax import grids, pictures, samplers, schedules
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, load_model
+from diffusion_jax import pictures, samplers
+from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.runs import Config, load_model
 from diffusion_jax.samplers import SAMPLERS, Tableau, solve
 from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError, Level, Prediction
 
-# The environment must not change what a seed gives. (parallel.data_parallel sees to float32.)
+# A seed must give the same numbers in every environment. (parallel.data_parallel sets float32.)
 jax.config.update("jax_threefry_partitionable", True)
 jax.config.update("jax_default_prng_impl", "threefry2x32")
 

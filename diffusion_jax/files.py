@@ -1,10 +1,12 @@
-"""Files that are read only where they are files, and written whole or not at all."""
+"""Safe file access: only regular files are read, and files are written completely or not at all."""
 
+import codecs
 import errno
 import io
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,17 +16,40 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 
 FilePath = str | os.PathLike[str]
-LARGEST = 2**20  # bytes of a JSON file
-PARTIAL = ".partial"  # the end of the names of files that are being written
+LARGEST_JSON = 2**20  # bytes
+HEAD = 512  # the number of first bytes that show the kind of a file
+UNKNOWN = "of an unknown kind"
+ADVICE = {  # what to do about some kinds of files, in every context
+    "an HTML page": "it is what a server sent in place of the file: download the file itself",
+    "a Git LFS pointer": "fetch the file itself with git lfs pull",
+}
+MAGIC = {
+    b"\x93NUMPY": "a .npy array",
+    b"PK": "a ZIP archive",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"BM": "a BMP image",
+    b"RIFF": "a WebP image or another RIFF file",
+    b"II*\0": "a TIFF image",
+    b"MM\0*": "a TIFF image",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "a gzip archive",
+    b"%PDF": "a PDF",
+    b"\x80": "a pickle, which is never run",
+    b"version https://git-lfs": "a Git LFS pointer",
+}
+PARTIAL = ".partial"  # the suffix of files that are being written
 
 
 def open_file(path: FilePath) -> io.BufferedReader:
-    """Open a file to read. Opening a pipe, or reading a device, would not end.
+    """Open a regular file for reading. Refuse pipes and devices, which might never end.
 
-    Raises InputError if it is a pipe, a device or a folder; OSError if the system refuses it.
+    Raise InputError if the path is a pipe, a device or a folder, and OSError if the system cannot
+    open it.
     """
     number = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if stat.S_ISREG(os.fstat(number).st_mode):
@@ -33,15 +58,14 @@ def open_file(path: FilePath) -> io.BufferedReader:
     raise InputError(f"{path} is not a file")
 
 
-def read_json(path: FilePath, most: int = LARGEST) -> Any:
-    """Return what a JSON file holds.
+def read_json(path: FilePath, most: int = LARGEST_JSON) -> Any:
+    """Return the contents of a JSON file.
 
-    Raises InputError if it is not JSON, or larger than most bytes; errors of open_file.
+    Raise InputError if it is not JSON or is larger than `most` bytes, and the errors of open_file.
     """
     with open_file(path) as file:
         text = file.read(most + 1)
-    if len(text) > most:
-        raise InputError(f"{path} is too large: it must have at most {most} bytes")
+    require(len(text) <= most, f"{path} is too large: it must have at most {most} bytes")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -49,17 +73,18 @@ def read_json(path: FilePath, most: int = LARGEST) -> Any:
 
 
 def write_atomically(path: FilePath, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all, as open_atomically does."""
+    """Write a file completely or not at all, as open_atomically does."""
     with open_atomically(path) as file:
         file.write(data)
 
 
 @contextmanager
 def open_atomically(path: FilePath) -> Iterator[IO[bytes]]:
-    """Open a file that takes its name when the body ends well, in a folder that is made if missing.
+    """Open a file for writing that gets its name only if the with block succeeds.
 
-    It replaces what stands there, even a link. Nobody can have put a link in the way of the new
-    file, which has an unpredictable name until it is complete. Raises OSError naming the file.
+    Make its folder if it is missing, and replace an existing file or link of that name. The file
+    has an unpredictable name until it is complete, so that nobody can put a link in its way. An
+    OSError names the final path.
     """
     path = Path(path)
     partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
@@ -80,14 +105,41 @@ def open_atomically(path: FilePath) -> Iterator[IO[bytes]]:
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what killed processes left of files that they were writing into a folder."""
+    """Remove the half-written files and folders that killed processes left in a folder."""
     for path in folder.glob(f".*{PARTIAL}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
             path.unlink()
 
 
 def save_npy(path: FilePath, array: ArrayLike) -> None:
     """Write an array as a .npy file, atomically."""
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # np.save to a file does not report why it failed
     np.save(buffer, np.asarray(array), allow_pickle=False)
     write_atomically(path, buffer.getbuffer())
+
+
+def sniff(data: bytes) -> str:
+    """Return the kind of a file from its first bytes, such as "an HTML page"."""
+    for magic, kind in MAGIC.items():
+        if data.startswith(magic):
+            return kind
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(data[:HEAD]).strip("\ufeff\n\r\t ")
+    except UnicodeDecodeError:
+        return UNKNOWN
+    if text.lower().startswith(("<!doctype html", "<html")):
+        return "an HTML page"
+    if any(ord(c) < 32 for c in text if c not in "\n\r\t"):
+        return UNKNOWN
+    return "a text file" if text else "empty"
+
+
+def explain(data: bytes, need: str) -> str:
+    """Return a phrase that names the kind of a file, from its first bytes, and what to do about it.
+
+    need: the advice for kinds that are not in ADVICE.
+    """
+    kind = sniff(data)
+    return f"it is {kind}: {ADVICE.get(kind, need)}"

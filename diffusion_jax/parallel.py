@@ -5,6 +5,7 @@ The devices may belong to several processes, on several hosts, each of which run
 
 import ctypes
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,111 +17,92 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffusion_jax.typing import InputError, choose
+from diffusion_jax.typing import InputError, require
 
 AXIS = "data"  # the mapped axis: each device holds a part of the batch
 CORES = 1024  # the most CPU devices
 START = 300  # seconds that a process waits for the others at the start
 PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
-MESSAGE = 2000  # the most bytes of an error that processes tell each other
+MALLOPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 4096, M_ARENA_MAX: 1}
+MESSAGE = 2000  # the most bytes of an error that processes send each other
 
 
 def use_cpu_cores(count: int | None = None) -> None:
-    """Make that many CPU cores (all that this process may use by default) devices of their own.
+    """Make count CPU cores separate devices; by default all that this process may use.
 
     XLA runs a small convolution on one core only. Call it before JAX starts; it does not matter
-    where JAX finds accelerators.
+    where JAX finds accelerators. Raise InputError unless count is in 1..CORES.
+
+    Have glibc keep what XLA frees after a dispatch for the next one, too. Otherwise the memory goes
+    back to the system, and comes again page by page, which takes a third of a training step. All
+    threads share one arena, because no other takes blocks so large from the heap.
     """
-    if count is not None and not 1 <= count <= CORES:
-        raise InputError(f"cpu_devices={count}: it must be at least 1, at most {CORES}")
+    fits = count is None or 1 <= count <= CORES
+    require(fits, f"cpu_devices={count}: it must be at least 1, at most {CORES}")
     jax.config.update("jax_num_cpu_devices", count or len(os.sched_getaffinity(0)))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what XLA frees after a dispatch, for the next one.
-
-    It goes back to the system otherwise, and comes again page by page: a third of a training step.
-    One arena for all threads, for no other one takes blocks so large from the heap.
-    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 4096)
-        mallopt(M_ARENA_MAX, 1)
+        for parameter, value in MALLOPT.items():
+            mallopt(parameter, value)
 
 
 def make_deterministic() -> None:
     """Have XLA take kernels that give the same bits each time. Call it before JAX starts.
 
-    GPUs have faster ones that do not. On CPUs and TPUs it changes nothing: they have no others.
+    GPUs have faster ones that do not. It changes nothing on CPUs and TPUs, which have no others.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
 
 
-def start_processes(
-    coordinator: str, num_processes: int | None = None, process_id: int | None = None
-) -> None:
+def start_processes(text: str) -> None:
     """Join a job of several processes. Call it before JAX starts, in each of them.
 
-    coordinator: HOST:PORT of process 0; "auto" finds it and the numbers as JAX does, from Slurm,
-    Open MPI, Kubernetes or a TPU pod.
-    Raises InputError for what cannot be. When a process is lost later, JAX ends the others.
+    text: "HOST:PORT,COUNT,NUMBER", where HOST:PORT is that of process 0 and NUMBER this process's;
+    or "auto", to find them as JAX does, from Slurm, Open MPI, Kubernetes or a TPU pod.
+    Raise InputError if the text is invalid. When a process is lost later, JAX ends the others.
     """
     given: dict[str, Any] = {}
-    if coordinator != "auto":
-        host, _, port = coordinator.rpartition(":")
-        if not (host and port.isascii() and port.isdecimal() and 0 < int(port) < 2**16):
-            raise InputError(f"coordinator={coordinator!r}: it must be HOST:PORT, or auto")
-        if num_processes is None or process_id is None:
-            raise InputError(f"coordinator={coordinator}: give --num_processes and --process_id")
-        if not 0 <= process_id < num_processes:
-            raise InputError(
-                f"process_id={process_id}, num_processes={num_processes}: "
-                "processes are numbered from 0"
-            )
-        given = dict(
-            coordinator_address=coordinator,
-            num_processes=num_processes,
-            process_id=process_id,
-            coordinator_bind_address=coordinator,  # by default it listens on all addresses
-        )
-        if process_id == 0 and _answers(host, int(port)):
-            raise InputError(f"coordinator={coordinator}: another program listens there")
-    elif num_processes is not None or process_id is not None:
-        raise InputError("coordinator=auto finds num_processes and process_id: leave them out")
+    if text != "auto":
+        found = re.fullmatch(r"(.+):(\d{1,5}),(\d{1,6}),(\d{1,6})", text, re.ASCII)
+        if found is None:
+            raise InputError(f"processes={text!r}: it must be HOST:PORT,COUNT,NUMBER, or auto")
+        host, (port, count, number) = found[1], map(int, found.groups()[1:])
+        fits = 0 < port < 2**16 and number < count
+        right = "processes are numbered from 0 to COUNT - 1, and ports from 1 to 65535"
+        require(fits, f"processes={text!r}: {right}")
+        given = {"num_processes": count, "process_id": number}
+        for what in ("coordinator_address", "coordinator_bind_address"):  # by default it binds all
+            given[what] = f"{host}:{port}"
+        taken = number == 0 and _answers(host, port)
+        require(not taken, f"processes={text}: another program listens there")
+    for what in ("heartbeat", "shutdown"):
+        given[f"{what}_timeout_seconds"] = PATIENCE
     try:
-        jax.distributed.initialize(
-            **given,
-            initialization_timeout=START,
-            heartbeat_timeout_seconds=PATIENCE,
-            shutdown_timeout_seconds=PATIENCE,
-        )
+        jax.distributed.initialize(**given, initialization_timeout=START)
     except (ValueError, RuntimeError) as error:
-        raise InputError(f"coordinator={coordinator}: cannot join the job: {error}") from None
+        raise InputError(f"processes={text}: cannot join the job: {error}") from None
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether a program listens there."""
     with suppress(OSError), socket.create_connection((host.strip("[]"), port), 1):
         return True
     return False
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Return whether this process is the one that writes and prints."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
-    """Raise in all processes the InputError that the body raises in any, and wait for all.
+    """Wait for all processes, and raise in each the InputError that the body raises in any.
 
-    What the system refuses to one of them becomes such an InputError.
+    An OSError in one process becomes such an InputError, if there are several.
 
-    what: gives a value after the body that must be the same in all processes, such as a checksum.
+    what: returns after the body a value that must be the same in all processes, such as a checksum.
     """
     if jax.process_count() == 1:
         yield
@@ -132,25 +114,23 @@ def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
         fault = str(error) or "InputError"
     except OSError as error:
         fault = f"{error.filename}: {error.strerror}"
-    told = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
-    for number, row in enumerate(multihost_utils.process_allgather(told)):
+    sent = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
+    for number, row in enumerate(multihost_utils.process_allgather(sent)):
         if said := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
             raise InputError(said if said == fault else f"process {number}: {said}")
     if what is not None:
         values = multihost_utils.process_allgather(np.uint32(what()))
-        if np.any(values != values[0]):
-            raise InputError("the processes have different settings or data: start them alike")
+        same = np.all(values == values[0])
+        require(same, "the processes have different settings or data: start them alike")
 
 
 def agree(value: int) -> int:
-    """The value that the first process has, in all."""
-    if jax.process_count() == 1:
-        return value
+    """Return the first process's value in all processes."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def largest(value: int) -> int:
-    """The largest value that a process has, in all."""
+    """Return the largest value of any process in all processes."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.process_allgather(np.int32(value)).max())
@@ -158,42 +138,40 @@ def largest(value: int) -> int:
 
 def wait_for_all() -> None:
     """Wait until all processes are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("wait_for_all")
+    multihost_utils.sync_global_devices("wait_for_all")
 
 
 def first_devices(count: int) -> list[jax.Device]:
-    """Up to count devices, at least one, equally many of each process."""
-    processes = jax.process_count()
-    part = max(1, min(count // processes, _devices_each()))
-    return [device for process in range(processes) for device in jax.local_devices(process)[:part]]
+    """Return up to count devices, at least one, equally many of each process."""
+    processes = range(jax.process_count())
+    each = max(1, min(count // len(processes), _devices_each()))
+    return [device for process in processes for device in jax.local_devices(process)[:each]]
 
 
 def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device]:
-    """The first count devices; by default as many as divide the batch into equal parts.
+    """Return the first count devices; by default as many as divide the batch into equal parts.
 
     In a job of several processes, each gives equally many.
-    Raises InputError if a count is asked for that is not there or does not divide batch_size.
+    Raise InputError if there are not count devices, or if batch_size is not divisible by count.
     """
     processes = jax.process_count()
     available = processes * _devices_each()
     counts = range(processes, available + 1, processes)
     if count is None:
         count = max((n for n in counts if batch_size % n == 0), default=processes)
-    if count not in counts:
-        where = "this machine has" if processes == 1 else f"these {processes} processes have"
-        must = "" if processes == 1 else ", and each must give equally many"
-        raise InputError(f"devices={count}: {where} {available}{must}")
-    if batch_size % count:
-        raise InputError(
-            f"batch_size={batch_size} is not divisible by devices={count}: "
-            f"take {batch_size + -batch_size % count} images, or another number of devices"
-        )
+    where = "this machine has" if processes == 1 else f"these {processes} processes have"
+    must = "" if processes == 1 else ", and each must give equally many"
+    require(count in counts, f"devices={count}: {where} {available}{must}")
+    require(
+        batch_size % count == 0,
+        f"batch_size={batch_size} is not divisible by devices={count}: "
+        f"take {batch_size + -batch_size % count} images, or another number of devices",
+    )
     return first_devices(count)
 
 
 def _devices_each() -> int:
-    """The devices that every process has."""
+    """Return the number of devices that every process has."""
     return min(len(jax.local_devices(process)) for process in range(jax.process_count()))
 
 
@@ -204,58 +182,54 @@ def data_parallel(
     *,
     devices: Sequence[jax.Device],
     donate: Sequence[int] = (),
-    how: str | None = None,
 ) -> Any:
     """Compile fn, written for one device, for all of them.
 
     in_axes: 0 for an argument whose leading axis is the device, None for one that all share;
-    out_axes the same for what is returned (None: equal on all devices, reduced over AXIS by fn).
-    how: "pmap", or "shard_map", which jobs of several processes need: the same numbers by either.
-    By default pmap where it can be.
+    out_axes: the same for the results, of which None are equal on all devices (fn reduces them over
+    AXIS). Devices of several processes need shard_map, which gives the same numbers.
     """
-    mappers = {"pmap": _pmap, "shard_map": _shard_map}
-    if how is None:
-        how = "shard_map" if _several(devices) else "pmap"
 
     @wraps(fn)
     def pinned(*args: Any) -> Any:
-        with jax.enable_x64(False):  # else JAX_ENABLE_X64 draws other noise
+        with jax.enable_x64(False):  # else JAX_ENABLE_X64 draws different noise
             return fn(*args)
 
-    return choose(mappers, "how", how)(pinned, tuple(in_axes), out_axes, devices, tuple(donate))
-
-
-def _pmap(fn, in_axes, out_axes, devices, donate):  # type: ignore[no-untyped-def]
+    ins, donated = tuple(in_axes), tuple(donate)
+    if is_distributed(devices):
+        return jax.jit(_shard_map(pinned, ins, out_axes, devices), donate_argnums=donated)
     return jax.pmap(
-        fn, AXIS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=donate
+        pinned, AXIS, in_axes=ins, out_axes=out_axes, devices=devices, donate_argnums=donated
     )
 
 
-def _shard_map(fn, in_axes, out_axes, devices, donate):  # type: ignore[no-untyped-def]
+def _shard_map(fn: Callable, in_axes: Any, out_axes: Any, devices: Sequence[jax.Device]) -> Any:
+    """Map fn as pmap does: it sees no axis of devices, and its caller does."""
+
+    def over(axes: Any, change: Callable, *trees: Any) -> Any:
+        return jax.tree.map(change, axes, *trees, is_leaf=lambda axis: axis is None)
+
     def spec(axis: int | None) -> PartitionSpec:
         return PartitionSpec() if axis is None else PartitionSpec(AXIS)
 
-    def part(tree: Any, axis: int | None) -> Any:
+    def part(axis: int | None, tree: Any) -> Any:
         return tree if axis is None else jax.tree.map(lambda leaf: leaf[0], tree)
 
-    def whole(tree: Any, axis: int | None) -> Any:
+    def whole(axis: int | None, tree: Any) -> Any:
         return tree if axis is None else jax.tree.map(lambda leaf: leaf[None], tree)
 
-    def on_one_device(*args: Any) -> Any:
-        out = fn(*map(part, args, in_axes))
-        if isinstance(out_axes, tuple):
-            return tuple(map(whole, out, out_axes))
-        return whole(out, out_axes)
-
-    out_specs = tuple(map(spec, out_axes)) if isinstance(out_axes, tuple) else spec(out_axes)
-    mapped = jax.shard_map(
-        on_one_device,
+    return jax.shard_map(
+        lambda *args: over(out_axes, whole, fn(*over(in_axes, part, args))),
         mesh=_mesh(devices),
-        in_specs=tuple(map(spec, in_axes)),
-        out_specs=out_specs,
-        check_vma=False,  # gradients are reduced by hand
+        in_specs=over(in_axes, spec),
+        out_specs=over(out_axes, spec),
+        check_vma=False,  # fn reduces gradients itself
     )
-    return jax.jit(mapped, donate_argnums=donate)
+
+
+def is_distributed(devices: Sequence[jax.Device]) -> bool:
+    """Return whether the devices belong to several processes."""
+    return len({device.process_index for device in devices}) > 1
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -269,19 +243,19 @@ def scatter(tree: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def gather(tree: Any) -> Any:
-    """Arrays as whole NumPy arrays, in every process."""
-    return jax.tree.map(_to_host, tree)
+    """Return arrays as whole NumPy arrays, in every process."""
 
+    def to_host(leaf: Any) -> np.ndarray:
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
 
-def _to_host(leaf: Any) -> np.ndarray:
-    if leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return np.asarray(leaf)
-    return multihost_utils.process_allgather(leaf, tiled=True)
+    return jax.tree.map(to_host, tree)
 
 
 def _place(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec) -> Any:
     sharding = NamedSharding(_mesh(devices), spec)
-    if not _several(devices):
+    if not is_distributed(devices):
         return jax.device_put(tree, sharding)
 
     def place(leaf: Any) -> jax.Array:
@@ -293,18 +267,13 @@ def _place(tree: Any, devices: Sequence[jax.Device], spec: PartitionSpec) -> Any
     return jax.tree.map(place, tree)
 
 
-def _several(devices: Sequence[jax.Device]) -> bool:
-    """Whether the devices are of several processes."""
-    return len({device.process_index for device in devices}) > 1
-
-
 def split(tree: Any, count: int) -> Any:
-    """(batch, ...) -> (count, batch / count, ...) in every leaf."""
+    """Reshape every leaf: (batch, ...) -> (count, batch / count, ...)."""
     return jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), tree)
 
 
 def merge(tree: Any) -> Any:
-    """(count, part, ...) -> (count * part, ...) in every leaf: the inverse of split."""
+    """Reshape every leaf: (count, part, ...) -> (count * part, ...), the inverse of split."""
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), tree)
 
 

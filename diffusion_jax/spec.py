@@ -1,19 +1,22 @@
-r"""The grammar of every choice: a component is a name and its options.
+r"""Specs: texts that choose a component by its name and options.
 
     unipc:10:order=3:grid=karras:rho=5
 
 A registry is a plain dict of functions or dataclasses. The parameters of an entry are its options:
-they give the types, the defaults and, with the docstring, the help. Values without a name fill the
-parameters in order. A parameter of type Annotated[..., REGISTRY] is a part: a component of its own
-(the grid of a sampler), whose options may follow in the same text. `\:` is a colon in a value.
+their annotations are the types, and together with the docstring they make the help. Values without
+a name fill the parameters in order. A parameter of type Annotated[..., REGISTRY] is a part: a
+component of its own, such as the grid of a sampler. The options of a part may follow in the same
+text. Write `\:` for a colon in a value.
 """
 
 import difflib
 import inspect
+import os
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -25,47 +28,58 @@ HIDDEN = ("parent", "name")  # fields of every Flax module
 
 
 class Spec(NamedTuple):
-    """A component of a registry and its options, as given; the options of a part are a Spec."""
+    """A component of a registry and the options given to it. The value of a part is also a Spec.
+
+    known: all options that the component takes. unnamed: the option whose name is left out of the
+    text.
+    """
 
     name: str
     component: Component
     options: dict[str, Any]
-    common: Component | None = None  # its parameters are options of every entry, and come first
+    known: Mapping[str, inspect.Parameter]
+    unnamed: str | None = None
 
     def __str__(self) -> str:
-        """Return the canonical text: it parses to this spec, and leaves out default values."""
+        """Return the canonical text, which parses to this spec and omits default values."""
         return self._text(lambda value, default: value != default)
 
     @property
     def full(self) -> str:
-        """The text with every option, those that have their default included."""
+        """The text with every option, including those that have their default value."""
         return self._text(lambda value, default: True)
 
-    def _text(self, told: Callable[[Any, Any], bool]) -> str:
-        first = list(parameters(self.common))[:1] if self.common else []
+    def _text(self, shown: Callable[[Any, Any], bool]) -> str:
         words, parts = [self.name], []
-        known = (parameters(self.common) if self.common else {}) | parameters(self.component)
-        for key, option in known.items():
+        for key, option in self.known.items():
             value = self.options.get(key, option.default)
+            if value is option.empty:
+                continue
+            if callable(value):  # a part left at its default
+                value = _default_part(option)
             if isinstance(value, Spec):
-                parts.append(f"{key}={value._text(told)}")
-            elif value is not option.empty and not callable(value) and told(value, option.default):
-                words.append(_write(value) if key in first else f"{key}={_write(value)}")
+                if shown(str(value), str(_default_part(option))):
+                    parts.append(f"{key}={value._text(shown)}")
+            elif shown(value, option.default):
+                words.append(_write(value) if key == self.unnamed else f"{key}={_write(value)}")
         return ":".join([*words, *parts])
 
     @property
     def slug(self) -> str:
-        """The canonical text as a file name."""
+        """The canonical text, made safe as a file name."""
         return re.sub(r"[^\w.,=+-]+", "-", str(self))
 
     def bind(self) -> Component:
-        """Return the component with its options bound; a part becomes a bound component."""
+        """Return the component with its options bound. A part becomes a bound component."""
         values = {k: v.bind() if isinstance(v, Spec) else v for k, v in self.options.items()}
         return partial(self.component, **values) if values else self.component
 
 
 def choose(registry: Mapping[str, Any], what: str, name: str) -> Any:
-    """Return an entry of a registry. Raise InputError naming the nearest ones if it is missing."""
+    """Return an entry of a registry.
+
+    If the entry is missing, raise an InputError that suggests the nearest name.
+    """
     require(name in registry, f"{what}={name!r} is unknown: {_suggest(name, registry)}")
     return registry[name]
 
@@ -79,63 +93,85 @@ def parse(
 ) -> Spec:
     """Return the spec that a text describes.
 
-    what: the flag or field that holds the text, for errors.
-    supplied: parameters that the caller fills in. common: a function whose parameters every entry
-    of the registry takes, before its own.
-    Raise InputError for an unknown name or option, and for a value of the wrong type.
+    what: the flag or field that holds the text; errors name it.
+    supplied: names of parameters that the caller fills in.
+    common: a function whose parameters every entry of the registry takes before its own.
+    Raise InputError if a name or an option is unknown, an option is given twice, or a value has the
+    wrong type.
     """
     name, *words = re.split(r"(?<!\\):", text)
-    where = f"{what}={text}"
-    spec = Spec(name, choose(registry, what, name), {}, common)
-    options = (parameters(common) if common else {}) | parameters(spec.component, supplied)
-    owners = {key: (spec, option) for key, option in options.items()}
-    order = iter(options)
+    where, component = f"{what}={text}", choose(registry, what, name)
+    first = parameters(common) if common else {}
+    known = first | parameters(component, supplied)
+    spec = Spec(name, component, {}, known, next(iter(first), None))
+    owners, order = {key: spec for key in known}, iter(known)
     for word in words:
         key, equals, value = word.replace(r"\:", ":").partition("=")
         if not equals:
             key, value = next(order, ""), key
         require(key in owners, f"{where}: {_unknown(key or value, name, owners)}")
-        owner, option = owners[key]
+        owner = owners[key]
         require(key not in owner.options, f"{where}: {key} is given twice")
-        owner.options[key] = _read(value, option, where)
+        owner.options[key] = _read(value, owner.known[key], where)
         if isinstance(part := owner.options[key], Spec):
-            inner = parameters(part.component, supplied)
-            owners = {k: (part, v) for k, v in inner.items()} | owners
+            owners = dict.fromkeys(part.known, part) | owners
     return spec
 
 
+def build(text: str, registry: Registry, what: str, **supplied: Any) -> Any:
+    """Build the component that a text describes, from its options and the supplied arguments."""
+    return parse(text, registry, what, supplied).bind()(**supplied)
+
+
 def parameters(component: Component, supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
-    """Return the options of a component by name: what can be written and is not supplied."""
+    """Return the options of a component by name: what a text can set and `supplied` does not."""
     found = inspect.signature(component, eval_str=True).parameters
     hidden = {*HIDDEN, *supplied}
     return {k: v for k, v in found.items() if k not in hidden and _kinds(v.annotation)}
 
 
-def check(component: Component, options: Mapping[str, Any], what: str) -> None:
+def check(
+    component: Component, options: Mapping[str, Any], name: str, supplied: Iterable[str] = ()
+) -> None:
     """Raise InputError unless a component takes options of these names and types."""
-    known = inspect.signature(component, eval_str=True).parameters
+    found = inspect.signature(component, eval_str=True).parameters
+    known = {key: option for key, option in found.items() if key not in {*HIDDEN, *supplied}}
     for key, value in options.items():
-        require(key in known, f"{what}: {_unknown(key, what, known)}")
+        require(key in known, _unknown(key, name, known))
         kinds = _kinds(known[key].annotation)
         fits = not kinds or any(kind.holds(value) for kind in kinds)
-        require(fits, f"{what}: {_wrong(key, value, known[key])}")
+        require(fits, f"{name}: {_wrong(key, value, known[key])}")
 
 
 def describe(registry: Registry, supplied: Iterable[str] = (), width: int = 96) -> str:
-    """Return the help of a registry: the options of each entry, their defaults, its first line."""
-    lines = []
+    """Return the help of a registry: the first line of each entry, and the choices for the parts.
+
+    Options are shown with their defaults. If an option has a few fixed choices, all are shown, and
+    the default comes first.
+    """
+    lines: list[str] = []
+    parts: dict[str, Registry] = {}
     for name, component in registry.items():
         options = parameters(component, tuple(supplied)).values()
-        head = ":".join([name, *(f"{o.name}={_default(o)}" for o in options)])
+        parts |= {o.name: _registry(o) for o in options if get_origin(o.annotation) is Annotated}
         about = inspect.cleandoc(getattr(component, "func", component).__doc__ or "")
         first = " ".join(about.split("\n\n")[0].split())
-        lines += textwrap.wrap(head, width, initial_indent="  ", subsequent_indent="    ")
+        head = "  ".join(_head(name, options))
+        lines += textwrap.wrap(head, width, initial_indent="  ", subsequent_indent="      ")
         lines += textwrap.wrap(first, width, initial_indent="      ", subsequent_indent="      ")
+    for name, part in parts.items():
+        heads = (":".join(_head(entry, parameters(make).values())) for entry, make in part.items())
+        lines += textwrap.wrap(f"{name} is {', '.join(heads)}", width, initial_indent="  ")
     return "\n".join(lines)
 
 
+def _head(name: str, options: Iterable[inspect.Parameter]) -> list[str]:
+    """Return an entry's name and its options, each with its default."""
+    return [name, *(f"{o.name}={_default(o)}" for o in options if o.default is not o.empty)]
+
+
 class _Kind(NamedTuple):
-    """A type that an option can have: its name, how to read a word, and what else is one."""
+    """A type that an option can have: its label, the reader of a word, and the test of a value."""
 
     label: str
     read: Callable[[str], Any]  # raises ValueError
@@ -143,13 +179,14 @@ class _Kind(NamedTuple):
 
 
 def _kinds(annotation: Any) -> list[_Kind]:
-    """Return the types of a parameter that a text can give, none for arrays and the like."""
+    """Return the types of a parameter that a text can give: none for arrays and the like."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         registry = next(one for one in inner[1:] if isinstance(one, Mapping))
         return [_Kind(f"one of {', '.join(registry)}", partial(_part, registry), callable)]
     if origin in (Union, UnionType):
-        return [kind for one in inner for kind in _kinds(one)]
+        ordered = sorted(inner, key=lambda one: one is not NoneType)  # read "none" before str does
+        return [kind for one in ordered for kind in _kinds(one)]
     if origin is Literal:
         words = {_write(choice): choice for choice in inner}
         return [_Kind(", ".join(words), partial(_among, words), inner.__contains__)]
@@ -162,7 +199,8 @@ def _kinds(annotation: Any) -> list[_Kind]:
 def _part(registry: Registry, word: str) -> Spec:
     if word not in registry:
         raise ValueError
-    return Spec(word, registry[word], {})
+    options = parameters(registry[word]).items()  # the caller supplies those without default
+    return Spec(word, registry[word], {}, {k: v for k, v in options if v.default is not v.empty})
 
 
 def _among(words: Mapping[str, Any], word: str) -> Any:
@@ -185,6 +223,12 @@ def _is_number(value: Any, kinds: Any = (int, float)) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
+def _absolute(word: str) -> Path:
+    if not word:
+        raise ValueError
+    return Path(os.path.abspath(word))
+
+
 PLAIN = {
     bool: _Kind(
         "true or false",
@@ -193,6 +237,7 @@ PLAIN = {
     ),
     int: _Kind("a whole number", int, partial(_is_number, kinds=int)),
     float: _Kind("a number", _number, _is_number),
+    Path: _Kind("a path", _absolute, lambda value: isinstance(value, Path)),
     str: _Kind("a word", str, lambda value: isinstance(value, str)),
     NoneType: _Kind("none", partial(_among, {"none": None}), lambda value: value is None),
 }
@@ -214,6 +259,8 @@ def _write(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return ",".join(map(_write, value))
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
     return str(value).replace(":", r"\:")
 
 
@@ -233,8 +280,22 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 
 
 def _default(option: inspect.Parameter) -> str:
-    """Return an option's default for the help; of a part, the name of its entry."""
+    """Return an option's default as the help shows it; for a part, the name of its entry."""
     if get_origin(option.annotation) is Annotated:
-        registry = next(one for one in get_args(option.annotation) if isinstance(one, Mapping))
-        return next(name for name, entry in registry.items() if entry is option.default)
+        return _default_part(option).name
+    if get_origin(option.annotation) is Literal:
+        others = [_write(each) for each in get_args(option.annotation) if each != option.default]
+        return "|".join([_write(option.default), *others])
+    if isinstance(option.default, float):
+        return f"{option.default:.4g}"
     return "..." if option.default is option.empty else _write(option.default)
+
+
+def _default_part(option: inspect.Parameter) -> Spec:
+    registry = _registry(option)
+    name = next(name for name, entry in registry.items() if entry is option.default)
+    return _part(registry, name)
+
+
+def _registry(option: inspect.Parameter) -> Registry:
+    return next(one for one in get_args(option.annotation) if isinstance(one, Mapping))

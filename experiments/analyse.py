@@ -1,15 +1,13 @@
-"""The exact error of samplers on Gaussian data, without sampling: no network, no noise drawn.
+"""Compare samplers without a network: exact errors on Gaussian data, and orders of convergence.
 
-  python -m experiments.analyse
-  python -m experiments.analyse --samplers=ddim,heun,unipc --grid=karras --steps=5,10,20,40
-  python -m experiments.analyse --samplers=dpmpp_multistep --options=order=3,rule=exact
+  python -m experiments.analyse --samplers=ddim,heun,unipc:order=3 --steps=5,10,20,40
+  python -m experiments.analyse --samplers=ddim --schedule=flow --grid=trailing
 
-Prints the 2-Wasserstein distance to the data for each number of network evaluations, and the order
-of convergence fitted to the last three; writes analysis.png. By default the grid ends at the
-schedule's first step: the step to clean data is of order 1 in every method.
+The data are independent Gaussian coordinates, so the exact denoiser and the distribution of every
+sampler's images are known. By default the runs end at the schedule's first step, because the step
+to clean data is of order 1 in every method.
 """
 
-import inspect
 import io
 from pathlib import Path
 
@@ -17,73 +15,76 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from diffusion_jax import samplers, schedules
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.files import write_atomically
-from diffusion_jax.grids import GRIDS
-from diffusion_jax.locks import check_writable
-from diffusion_jax.samplers import SAMPLERS, analysis
+from diffusion_jax.runs.locks import check_writable
+from diffusion_jax.samplers import analysis
 from diffusion_jax.samplers.analysis import Gaussian
-from diffusion_jax.schedules import SCHEDULES
-from diffusion_jax.typing import choose, require
-from experiments.flags import FLAGS, finite_grid, numbers, options, refuse_unread, run
+from diffusion_jax.typing import require
+from experiments import app
+from experiments.app import Args, numbers
 
-flags.DEFINE_integer("cpu_devices", 1, "CPU cores to use as devices")
-flags.DEFINE_list(
-    "samplers", ["ddim", "heun", "dpmpp_multistep", "unipc"], f"from {', '.join(SAMPLERS)}"
-)
+flags.DEFINE_integer("cpu_devices", 1, "CPU cores that count as devices")
+flags.DEFINE_string("samplers", "ddim,heun,dpmpp_multistep,unipc", "samplers, without their steps")
+app.SHOWN.update(app.CATALOGUES["sampler"])
 flags.DEFINE_list("steps", ["5", "10", "20", "40", "80"], "numbers of steps, ascending")
-flags.DEFINE_enum("schedule", "notes", list(SCHEDULES), "the noise schedule")
-flags.DEFINE_integer("timesteps", 500, "T, the number of steps of the noise schedule")
-flags.DEFINE_enum(
+flags.DEFINE_string("schedule", "course", "the noise schedule")
+app.SHOWN["schedule"] = (schedules.SCHEDULES, ())
+flags.DEFINE_string(
     "grid",
     None,
-    list(GRIDS),
-    "which levels the steps visit; by default uniform_logsnr, or trailing where it has no end",
+    "which levels the steps visit; by default uniform_logsnr:to_zero=false, or trailing where the "
+    "schedule ends in noise alone",
 )
-flags.DEFINE_bool("to_zero", False, "end with the step to clean data, not at the first level")
-flags.DEFINE_list("options", [], "options of the samplers and the grid, such as order=3,rho=5")
 flags.DEFINE_list("mean", ["0.0", "0.5"], "the means of the data's coordinates")
 flags.DEFINE_list("deviation", ["0.1", "0.5"], "their standard deviations")
 flags.DEFINE_string("out", "analysis.png", "the picture's file, a .png")
 
 
-def main() -> None:
+def main(args: Args) -> None:
     """Print a table and draw a picture."""
-    out = Path(FLAGS.out)
+    out = Path(args.out)
     fits = out.suffix == ".png" and not out.is_dir()
-    require(fits, f"out={FLAGS.out!r}: it must be a file that ends in .png")
+    require(fits, f"out={args.out!r}: it must be a file that ends in .png")
     check_writable(out.parent, "out")
-    schedule = schedules.build(FLAGS.schedule, FLAGS.timesteps)
-    steps = numbers("steps", int)
-    require(steps == sorted(set(steps)), f"steps={FLAGS.steps}: they must ascend")
-    mean, deviation = np.array(numbers("mean")), np.array(numbers("deviation"))
+    schedule = schedules.build(args.schedule)
+    steps = numbers("steps", args.steps, int)
+    require(steps == sorted(set(steps)), f"steps={args.steps}: they must ascend")
+    mean = np.array(numbers("mean", args.mean))
+    deviation = np.array(numbers("deviation", args.deviation))
     finite = np.all(np.isfinite([*mean, *deviation]))
     require(finite, f"mean={mean}, deviation={deviation}: they must be finite")
     require(len(mean) == len(deviation), "mean and deviation: they must be of one length")
-    data = Gaussian(mean, deviation**2)
-    given = options(FLAGS.options)
-    grid, end = FLAGS.grid or finite_grid(schedule), analysis.CLEAN
-    if "to_zero" not in inspect.signature(GRIDS[grid]).parameters:
-        refuse_unread(f"--grid={grid}", "to_zero")
-    elif not FLAGS.to_zero:
-        end = schedule.level(1.0)
-        given["to_zero"] = False
+    grid = args.grid or (
+        "uniform_logsnr:to_zero=false" if np.isfinite(schedule.ratio[-1]) else "trailing"
+    )
     print(f"{'sampler':22} {'order':>6}  error (network evaluations)")
     curves = {}
-    for name in FLAGS.samplers:
-        choose(SAMPLERS, "samplers", name)
-        tables = [samplers.build(name, schedule, n, grid, **given) for n in steps]
-        calls = np.array([table.rows for table in tables])
-        errors = np.array([analysis.error(table, data, end) for table in tables])
+    for text in samplers.split(args.samplers):
+        data = Gaussian(mean, deviation**2)
+        calls, errors = errors_of(text, schedule, grid, steps, data)
         order = f"{analysis.fit_order(calls[-3:], errors[-3:]):.2f}" if len(steps) > 1 else ""
         pairs = zip(errors, calls, strict=True)
-        print(f"{name:22} {order:>6}  " + "  ".join(f"{e:.2e} ({n})" for e, n in pairs))
-        curves[name] = (calls, errors)
+        print(f"{text:22} {order:>6}  " + "  ".join(f"{e:.2e} ({n})" for e, n in pairs))
+        curves[text] = (calls, errors)
     draw(curves, out)
 
 
+def errors_of(
+    text: str, schedule: NoiseSchedule, grid: str, steps: list[int], data: Gaussian
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the evaluations and the exact errors of a sampler at each number of steps."""
+    given = [grids.build(grid, schedule, n) for n in steps]
+    tableaus = [samplers.build(text, schedule, each.steps, each) for each in given]
+    ends = [each.levels[-1] for each in given]
+    found = [analysis.error(one, data, end) for one, end in zip(tableaus, ends, strict=True)]
+    return np.array([tableau.rows for tableau in tableaus]), np.array(found)
+
+
 def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
-    """Error against network evaluations, both in logarithms."""
+    """Draw error against network evaluations on logarithmic axes."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, (calls, errors) in curves.items():
@@ -99,4 +100,4 @@ def draw(curves: dict[str, tuple[np.ndarray, np.ndarray]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    app.run(main)

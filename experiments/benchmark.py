@@ -1,197 +1,202 @@
-"""Time samplers and training: against bare passes of the network, the machine's limit, PyTorch.
+"""Time samplers and training beside bare network passes, the machine's limit and PyTorch.
 
   python -m experiments.benchmark
   python -m experiments.benchmark --run=checkpoints/demo --samplers=ddim:10,ddim:25,unipc:10
   python -m experiments.benchmark --against=torch --training --budget=150s
-  python -m experiments.benchmark --quality --guidance_scales=1,1.5
 
-Candidates take turns run by run; medians are given with their 10th and 90th percentiles. Writes
-results.json and results.md, and with --run, which makes errors of solvers meaningful, a plot of
-error against time. With --quality, KID and class accuracy of samples of a run (by default the
-project's own model) are measured instead, and drawn against seconds and network evaluations:
-quality.json, quality.md and quality.png.
+Candidates take turns run by run. Times are medians with their 10th and 90th percentiles. The app
+writes results.json and results.md. With --run, the errors of solvers are meaningful, and it also
+plots error against time. To measure the quality of samples, use experiments.sweep.
 """
 
-import datetime
 import os
-import platform
 import re
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
-from diffusion_jax import hardware, parallel, timing
-from diffusion_jax.config import Config, at_least
-from diffusion_jax.precisions import PRECISIONS
-from diffusion_jax.runs import Model, init_variables, load_config, load_model
-from diffusion_jax.samplers import SAMPLERS, Tableau
-from diffusion_jax.typing import InputError, choose, require
-from experiments import quality, quality_tables, tables
-from experiments.flags import (
-    FLAGS,
-    SHIPPED,
-    config,
-    define_config,
-    define_devices,
-    describe,
-    output_folder,
-    run,
-)
+from diffusion_jax import parallel, samplers, timing
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.networks.precisions import PRECISIONS
+from diffusion_jax.runs import environment, load_config, load_model, untrained
+from diffusion_jax.runs.config import Config
+from diffusion_jax.samplers import Tableau
+from diffusion_jax.spec import choose
+from diffusion_jax.timing import Group, hardware
+from diffusion_jax.typing import require
+from experiments import app, benchmark_tables
+from experiments.app import Args, describe
 from experiments.measure import (
     Bare,
+    Record,
     Setting,
     Trainer,
     compile_program,
     count_sweep,
-    parse_case,
     solver_errors,
 )
 
-DEFAULT = ("ddpm:500", "ddim:25", "unipc:10")  # samplers
 OURS, BARE = "diffusion_jax", "bare passes"
 PASSES = 10  # bare forward passes in a run
-PEERS = ("torch",)
-PEER_DTYPES = ("float32", "tf32")  # one of them in a process
 STEPS = 2  # training steps in a run
-BAR = "{l_bar}{bar}| {elapsed}<{remaining}"  # it counts seconds
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
-VERSIONS = ("diffusion_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "diffusers")
 
-define_config()
-define_devices()
+app.define_config()
+app.define_devices()
 flags.DEFINE_string("run", None, "a run folder; by default an untrained network, as configured")
-flags.DEFINE_list(
-    "samplers",
-    [],
-    f"name:steps, or name:steps:option=value, from {', '.join(SAMPLERS)}; by default "
-    f"{', '.join(DEFAULT)}; with --quality, all; there, a name alone is its steps with up to "
-    f"{', '.join(map(str, quality.EVALUATIONS))} network evaluations",
-)
+flags.DEFINE_string("samplers", "ddpm:500,ddim:25,unipc:10", "the samplers, with their options")
 flags.DEFINE_list("batches", ["32"], "images at once")
-flags.DEFINE_list("dtypes", ["float32"], f"what the network computes in: {', '.join(PRECISIONS)}")
+flags.DEFINE_list("dtypes", ["float32"], f"what sampling computes in: {', '.join(PRECISIONS)}")
 flags.DEFINE_list("device_counts", [], "numbers of devices; by default all that divide the batch")
-flags.DEFINE_integer("repeats", 20, "runs of each candidate; with --quality, at most 3")
+flags.DEFINE_integer("repeats", 20, "runs of each candidate")
 flags.DEFINE_string(
     "budget",
     None,
-    "time for everything, such as 150s or 5min: fewer repeats, at least 3, to fit; where these do "
-    "not, a line before the runs says so",
+    "time for everything, such as 150s or 5min: fewer repeats, at least 3, to fit; if these do "
+    "not fit, a line before the runs says so",
 )
 flags.DEFINE_boolean("training", False, "time training too, in batches of --batch_size")
 flags.DEFINE_boolean("sweep", True, "count the compilations of all samplers at many steps")
 flags.DEFINE_list("against", [], "peers to time in turn: torch")
-flags.DEFINE_boolean("quality", False, "measure the quality of samples against their cost")
-flags.DEFINE_integer("n", 2000, "with --quality: samples of each point")
-flags.DEFINE_integer("real_n", 5000, "with --quality: real images in each of two sets")
-flags.DEFINE_integer("sampling_seed", 0, "with --quality: the seed of the samples")
-flags.DEFINE_list("guidance_scales", ["1"], "with --quality: scales of guidance; 1 is none")
 flags.DEFINE_string("out", None, "the folder for the results; by default benchmarks/HARDWARE")
 
 
-class Group(NamedTuple):
-    """Candidates that take turns, as the tables show them.
+class Bench(NamedTuple):
+    """The shared arguments and records of the parts of a benchmark."""
 
-    units: how many network passes, or training steps, a run of each has; images: how many a run
-    makes or trains on, 0 for bare passes; flop: of a unit; seconds: of a round, about.
-    """
+    args: Args
+    config: Config
+    model: Model
+    record: Record
 
-    words: dict[str, Any]
-    candidates: dict[str, Callable[[], Any]]
-    units: dict[str, int]
-    images: int
-    flop: float
-    seconds: float
+    def peers(self, batch: int, dtype: str, devices: Sequence[jax.Device]) -> Any:
+        """Return the peers in PyTorch, on as many cores, or None."""
+        if not self.args.against or dtype not in ("float32", "tf32"):
+            return None
+        from experiments.peers.torch_peers import TorchPeers
+
+        on_cpu = devices[0].platform == "cpu"
+        threads = len(devices) if on_cpu else len(os.sched_getaffinity(0))
+        peers = TorchPeers(self.model, batch, threads, cuda=not on_cpu, tf32=dtype == "tf32")
+        self.record["notes"].append(f"torch: {peers.device}, {threads} threads, {peers.format}")
+        return peers
+
+    def sampling(self, setting: Setting, bare: Bare, cases: dict[str, Tableau]) -> Iterator[Group]:
+        """Yield bare passes and each sampler, ours and the peers', after a first run of each."""
+        each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
+        peers, words = self.peers(*setting[1:]), setting.words
+
+        def group(case: str, candidates: dict, units: dict[str, int], images: int) -> Group:
+            words = {"case": case} | setting.words
+            return Group(words, candidates, units, images, bare.flop, each * sum(units.values()))
+
+        candidates = {BARE: partial(bare.run, PASSES)}
+        if peers:
+            candidates |= peers.passes(PASSES)
+            self.record["alone"].append(words | {"seconds": alone(candidates)})
+            self.note(words, "network", peers, peers.networks)
+        yield group("network", candidates, dict.fromkeys(candidates, PASSES), 0)
+        for case, tableau in cases.items():
+            setting.draw(tableau, rows=2)
+            candidates = {OURS: partial(setting.draw, tableau), BARE: partial(bare.run, PASSES)}
+            units = {OURS: tableau.rows, BARE: PASSES}
+            spec = samplers.parse(case, self.model.schedule)
+            if peers and spec.options.keys() == {"steps"}:
+                name, steps = spec.name, spec.options["steps"]
+                for loop in peers.samplers(name, steps, rows=2).values():
+                    loop()
+                loops = peers.samplers(name, steps)
+                candidates |= loops
+                units |= dict.fromkeys(loops, steps)
+            yield group(case, candidates, units, setting.batch)
+
+    def training(self, devices: Sequence[jax.Device]) -> Group:
+        """Return the training steps, ours and the peers'."""
+        batch, dtype = self.config.batch_size, self.config.dtype
+        words = {"batch": batch, "dtype": dtype, "devices": len(devices)}
+        trainer = Trainer(self.config, devices)
+        self.record["programs"].append({"program": "training"} | words | trainer.record)
+        candidates: dict[str, Callable[[], Any]] = {OURS: partial(trainer.run, STEPS)}
+        if peers := self.peers(batch, dtype, devices):
+            steps = peers.training()
+            candidates |= {name: partial(peer.run, STEPS) for name, peer in steps.items()}
+            self.note(words, "training", peers, steps)
+        seconds = sum(map(timing.seconds_of, candidates.values()))
+        units = dict.fromkeys(candidates, STEPS)
+        words = {"case": "training"} | words
+        return Group(words, candidates, units, batch * STEPS, trainer.flop, seconds)
+
+    def note(self, words: Record, what: str, peers: Any, ready: dict[str, Any]) -> None:
+        """Record which peers failed, and what the first run of the others cost with compilation."""
+        self.record["programs"] += [
+            {"program": f"{name}: {what}"} | words | {"cold": {"seconds": peer.seconds}}
+            for name, peer in ready.items()
+        ]
+        self.record["notes"] += peers.notes
 
 
-def main() -> None:
+def main(args: Args) -> None:
     """Check all flags, measure, and write the results."""
     begin = time.monotonic()
-    at_least("repeats", FLAGS.repeats, 1)
-    budget = parse_budget(FLAGS.budget)
-    for dtype in FLAGS.dtypes:
-        choose(PRECISIONS, "dtypes", dtype)
-    named = FLAGS.run or (SHIPPED if FLAGS.quality else None)
-    chosen = load_config(Path(named)) if named else config()
-    schedule = chosen.diffusion.build()
-    check_against(chosen)
-    if FLAGS.quality:
-        measure_quality(chosen)
-        return
-    cases = {word: parse_case(word, schedule) for word in FLAGS.samplers or DEFAULT}
-    if FLAGS.training:
-        parallel.choose_devices(config().training.batch_size, FLAGS.devices)
-    programs = parse_programs()
-    out = results_folder()
+    require(args.repeats >= 1, f"repeats={args.repeats}: it must be at least 1")
+    budget, config = parse_budget(args.budget), read_config(args)
+    check_against(args, config)
+    schedule = config.build_schedule()
+    specs = [samplers.parse(text, schedule) for text in samplers.split(args.samplers)]
+    cases = {str(spec): samplers.build(spec, schedule) for spec in specs}
+    trained_on = parallel.choose_devices(config.batch_size, args.devices) if args.training else []
+    programs, here = parse_programs(args), describe(jax.local_devices())
+    slug = re.sub(r"\W+", "-", here.lower()).strip("-")
+    out, count = app.output_folder(args.out, Path("benchmarks") / slug), args.sweep
+    args.refuse_unread("a benchmark with --run")
     print(f"{describe(programs[0][2])}; results go to {out}", flush=True)
-    model = load_model(FLAGS.run) if FLAGS.run else untrained(chosen)
+    model = load_model(args.run) if args.run else untrained(config)
+    about = environment.describe(sys.argv, jax.local_devices()) | {"devices": here}
+    about["versions"] |= {name: version(name) for name in ("torch", "diffusers") if find_spec(name)}
+    record: Record = {"about": about, "configuration": config.to_dict()}
+    record |= {"notes": [], "programs": [], "alone": []}
+    bench = Bench(args, config, model, record)
     settings = [Setting(model, *program) for program in programs]
-    record: dict[str, Any] = {"about": about(model), "notes": [], "programs": []}
-    record |= {"peers": [], "alone": []}
-    bare = [Bare(setting) for setting in settings]  # which checks the memory, before anything runs
+    bare = [Bare(setting) for setting in settings]  # this checks the memory before anything runs
     for setting, passes in zip(settings, bare, strict=True):
         program = compile_program(setting) | {"flop_per_pass": passes.flop}
-        record["programs"].append(setting.words | program)
-    groups = []
-    for setting, passes in zip(settings, bare, strict=True):
-        groups += sampling_groups(setting, passes, cases, record)
-    if FLAGS.training:
-        groups.append(training_group(model, record))
-    record["peaks"] = {
-        dtype: hardware.peaks(jax.local_devices(), dtype)._asdict()
-        for dtype in {group.words["dtype"]: None for group in groups}
-    }
-    errors = [solver_errors(setting, cases) if FLAGS.run else {} for setting in settings]
-    if FLAGS.sweep:
+        record["programs"].append({"program": "sampling"} | setting.words | program)
+    pairs = zip(settings, bare, strict=True)
+    groups = [group for pair in pairs for group in bench.sampling(*pair, cases)]
+    groups += [bench.training(trained_on)] if trained_on else []
+    dtypes = dict.fromkeys(group.words["dtype"] for group in groups)
+    record["peaks"] = {d: hardware.peaks(jax.local_devices(), d)._asdict() for d in dtypes}
+    errors = [solver_errors(setting, cases) if args.run else {} for setting in settings]
+    if count:
         record["sweep"] = count_sweep(settings[0])
-    record["rows"] = run_groups(groups, begin, budget, record)
+    record["rows"] = []
+    for group, seconds in timing.run_groups(groups, args.repeats, begin, budget):
+        record["rows"] += rows_of(group, seconds, record["peaks"][group.words["dtype"]])
+        done = len(next(iter(seconds.values())))
+        if done < args.repeats:
+            note = f"{group.words['case']}: {done} runs of {args.repeats}, by the budget"
+            record["notes"].append(note)
     add_errors(settings, errors, record)
-    for path in tables.write(out, record):
+    for path in benchmark_tables.write(out, record):
         print(f"written: {path}")
 
 
-def results_folder() -> Path:
-    """The folder for the results."""
-    return output_folder("out", Path("benchmarks") / slug(describe(jax.local_devices())))
-
-
-def measure_quality(chosen: Config) -> None:
-    """Measure the quality of each case, time all of them, and write what came of it."""
-    words = FLAGS.samplers or quality.default_words(chosen.diffusion.build())
-    cases = quality.plan(words, FLAGS.guidance_scales, chosen)
-    one = len(FLAGS.dtypes) == len(FLAGS.batches) == 1 and len(FLAGS.device_counts) <= 1
-    require(one, "dtypes, batches and device_counts: with --quality, give one of each")
-    (batch,), count = integers("batches"), (integers("device_counts") or [FLAGS.devices])[0]
-    devices = parallel.choose_devices(batch, count)
-    out = results_folder()
-    print(f"{describe(devices)}; results go to {out}")
-    model, dtype = load_model(FLAGS.run or SHIPPED), FLAGS.dtypes[0]
-    sweep = quality.sweep(model, FLAGS.n, FLAGS.real_n, FLAGS.sampling_seed, dtype, out, devices)
-    points = quality.measure_points(sweep, cases)
-    rounds = min(FLAGS.repeats, timing.LEAST)
-    seconds = quality.time_points(model, cases, batch, dtype, devices, rounds)
-    record = {
-        "about": about(model) | {"sampling_seed": FLAGS.sampling_seed},
-        "n": FLAGS.n,
-        "batch": batch,
-        "devices": describe(devices),
-        "origin": sweep.yardstick.real.origin,
-        "real": {k: v._asdict() for k, v in sweep.yardstick.real_against_real(FLAGS.n).items()},
-        "points": [point | {"seconds": s} for point, s in zip(points, seconds, strict=True)],
-    }
-    for path in quality_tables.write(out, record):
-        print(f"written: {path}")
+def read_config(args: Args) -> Config:
+    """Return the configuration of --run or of the flags. Raise InputError if it is invalid."""
+    config = load_config(Path(args.run)) if args.run else app.config(args)
+    return config if args.batch_size is None else config.override(batch_size=args.batch_size)
 
 
 def parse_budget(text: str | None) -> float | None:
-    """Seconds of a budget such as 150s, 5min or 1h."""
+    """Return the seconds of a budget such as 150s or 5min. Raise InputError if it is invalid."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|)", text.strip())
@@ -200,225 +205,48 @@ def parse_budget(text: str | None) -> float | None:
     return float(found[1]) * UNITS[found[2]]
 
 
-def parse_programs() -> list[tuple[int, str, tuple[jax.Device, ...]]]:
-    """Every batch, dtype and number of devices that is asked for."""
+def parse_programs(args: Args) -> list[tuple[int, str, tuple[jax.Device, ...]]]:
+    """Return every batch, dtype and number of devices. Raise InputError if one is invalid."""
+    for dtype in args.dtypes:
+        choose(PRECISIONS, "dtypes", dtype)
+    for name in ("batches", "device_counts"):
+        for word in getattr(args, name):
+            right = word.isdecimal() and int(word) > 0
+            require(right, f"{name}={word}: give numbers from 1 up")
     programs = []
-    for batch in integers("batches"):
-        for count in integers("device_counts") or [FLAGS.devices]:
+    for batch in map(int, args.batches):
+        for count in map(int, args.device_counts) if args.device_counts else [args.devices]:
             devices = tuple(parallel.choose_devices(batch, count))
-            programs += [(batch, dtype, devices) for dtype in FLAGS.dtypes]
+            programs += [(batch, dtype, devices) for dtype in args.dtypes]
     require(programs, "batches and dtypes: give at least one of each")
     return programs
 
 
-def integers(flag: str) -> list[int]:
-    """The positive numbers of a list flag."""
-    words: list[str] = FLAGS.get_flag_value(flag, [])
-    for word in words:
-        require(word.isdecimal() and int(word) > 0, f"{flag}={word}: give numbers from 1 up")
-    return [int(word) for word in words]
+def check_against(args: Args, config: Config) -> None:
+    """Raise InputError if a peer is unknown, is not installed, or does not support the flags."""
+    for name in args.against:
+        require(name == "torch", f"against={name}: choose from torch")
+        dtypes = {*args.dtypes, config.dtype if args.training else ""}
+        one = not dtypes >= {"float32", "tf32"}
+        require(one, "against=torch: choose one of float32 and tf32, for training too")
+        known = config.specs()["network"].name == "context_unet"
+        require(known, "against=torch: its only network is context_unet")
+        installed = find_spec("torch") is not None
+        require(installed, "against=torch: PyTorch is not installed: pip install '.[peers]'")
 
 
-def check_against(chosen: Config) -> None:
-    """Raise InputError for a peer that is unknown, not installed or asked for two precisions."""
-    for name in FLAGS.against:
-        require(name in PEERS, f"against={name}: choose from {', '.join(PEERS)}")
-        both = {*FLAGS.dtypes, chosen.training.dtype if FLAGS.training else ""} >= {*PEER_DTYPES}
-        require(not both, "against=torch: choose one of float32 and tf32, for training too")
-        if find_spec("torch") is None:
-            raise InputError("against=torch: PyTorch is not installed: pip install '.[peers]'")
-
-
-def untrained(settings: Config) -> Model:
-    """A configuration's network with its initial weights."""
-    network = settings.network.build()
-    variables = init_variables(network, settings.training.seed)
-    return Model(settings, network, settings.diffusion.build(), variables)
-
-
-def slug(words: str) -> str:
-    """Words as a folder's name."""
-    return re.sub(r"\W+", "-", words.lower()).strip("-")
-
-
-def about(model: Model) -> dict[str, Any]:
-    """What the numbers depend on."""
-    versions: dict[str, str | None] = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.machine(),
-        "processor": processor(),
-        "devices": describe(jax.local_devices()),
-        "flags": {name: FLAGS[name].value for name in flags_of_app()},
-        "configuration": model.config.to_dict(),
-        "sampling_seed": 0,
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", info.read_text()) if info.is_file() else None
-    return found[1] if found else platform.processor()
-
-
-def flags_of_app() -> list[str]:
-    """The names of the flags that the user has given."""
-    return [flag.name for flag in FLAGS.get_flags_for_module(__name__) if flag.present]
-
-
-def sampling_groups(
-    setting: Setting, bare: Bare, cases: dict[str, Tableau], record: dict[str, Any]
-) -> list[Group]:
-    """Bare passes and each sampler, ours and the peers', compiled and run once for a moment."""
-    each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
-    peers = torch_peers(*setting, record)
-    words = {"case": "network"} | setting.words
-    candidates = {BARE: partial(bare.run, PASSES)} | (peers.passes(PASSES) if peers else {})
-    if peers:
-        record["alone"].append(setting.words | {"seconds": alone(peers)})
-        record["peers"] += compiled(setting.words, "network", peers.networks)
-        record["notes"] += peers.notes
-    groups = [group(words, candidates, dict.fromkeys(candidates, PASSES), bare, each)]
-    for word, tableau in cases.items():
-        name, steps, *options = word.split(":")
-        setting.draw(tableau, rows=2)
-        candidates = {OURS: partial(setting.draw, tableau), BARE: partial(bare.run, PASSES)}
-        units = {OURS: tableau.rows, BARE: PASSES}
-        if peers and not options:
-            for loop in peers.samplers(name, int(steps), rows=2).values():
-                loop()
-            loops = peers.samplers(name, int(steps))
-            candidates |= loops
-            units |= dict.fromkeys(loops, int(steps))
-        groups.append(group({"case": word} | setting.words, candidates, units, bare, each))
-    return groups
-
-
-def group(
-    words: dict[str, Any],
-    candidates: dict[str, Callable],
-    units: dict[str, int],
-    bare: Bare,
-    each: float,
-) -> Group:
-    """A group whose unit is a pass of so many seconds."""
-    seconds = each * sum(units.values())
-    images = words["batch"] if OURS in candidates else 0
-    return Group(words, candidates, units, images, bare.flop, seconds)
-
-
-def torch_peers(
-    model: Model, batch: int, dtype: str, devices: Sequence[jax.Device], record: dict[str, Any]
-) -> Any:
-    """PyTorch's side, on as many cores, or None."""
-    if "torch" not in FLAGS.against or dtype not in PEER_DTYPES:
-        return None
-    from experiments.peers.torch_peers import TorchPeers
-
-    on_cpu = devices[0].platform == "cpu"
-    threads = len(devices) if on_cpu else len(os.sched_getaffinity(0))
-    peers = TorchPeers(model, batch, threads, cuda=not on_cpu, tf32=dtype == "tf32")
-    record["notes"].append(f"torch: {peers.device}, {threads} threads, {peers.format}")
-    return peers
-
-
-def compiled(words: dict[str, Any], what: str, peers: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each peer's first run costs, compilation included."""
-    return [
-        words | {"program": f"{name}: {what}", "cold": {"seconds": peer.seconds}}
-        for name, peer in peers.items()
-    ]
-
-
-def alone(peers: Any) -> dict[str, Any]:
-    """Medians of the peers' bare passes while nothing of ours runs: what taking turns costs."""
+def alone(candidates: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return medians of the peers' bare passes, which here do not take turns with ours."""
     medians = {}
-    for name, run_passes in peers.passes(PASSES).items():
-        seconds = timing.interleave({name: run_passes}, repeats=5)
-        medians[name] = timing.summary(seconds[name][1:]).median
+    for name, run_passes in candidates.items():
+        if name != BARE:
+            seconds = timing.interleave({name: run_passes}, repeats=5)
+            medians[name] = timing.summary(seconds[name][1:]).median
     return medians
 
 
-def training_group(model: Model, record: dict[str, Any]) -> Group:
-    """Training steps, ours and the peers'."""
-    batch = config().training.batch_size
-    devices = parallel.choose_devices(batch, FLAGS.devices)
-    dtype = model.config.training.dtype
-    words = {"case": "training", "batch": batch, "dtype": dtype, "devices": len(devices)}
-    trainer = Trainer(model.config, batch, devices)
-    record["training"] = trainer.record()
-    candidates: dict[str, Callable[[], Any]] = {OURS: partial(trainer.run, STEPS)}
-    if peers := torch_peers(model, batch, dtype, devices, record):
-        steps = peers.training()
-        candidates |= {name: partial(peer.run, STEPS) for name, peer in steps.items()}
-        record["peers"] += compiled(words, "training", steps)
-        record["notes"] += peers.notes
-    seconds = sum(map(timing.seconds_of, candidates.values()))
-    units = dict.fromkeys(candidates, STEPS)
-    return Group(words, candidates, units, batch * STEPS, trainer.flop, seconds)
-
-
-def run_groups(
-    groups: list[Group], begin: float, budget: float | None, record: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Time all groups, with a bar in seconds; a row for each candidate.
-
-    budget: seconds from begin, of which compilation has taken some; None is no bound.
-    """
-    each = {str(place): group.seconds for place, group in enumerate(groups)}
-    planned = plan(each, begin, budget)
-    total = sum(planned[place] * seconds for place, seconds in each.items())
-    print(estimate(groups, total, time.monotonic() - begin, budget), flush=True)
-    rows = []
-    with tqdm(total=total, bar_format=BAR) as bar:
-        for place, group in enumerate(groups):
-            bar.set_description(group.words["case"])
-            count = plan(each, begin, budget)[str(place)]
-            share = None if budget is None else count * each.pop(str(place))
-            seconds = timing.interleave(group.candidates, count, share, partial(advance, bar))
-            rows += rows_of(group, seconds, record["peaks"][group.words["dtype"]])
-            done = len(next(iter(seconds.values())))
-            if done < FLAGS.repeats:
-                note = f"{group.words['case']}: {done} runs of {FLAGS.repeats}, by the budget"
-                record["notes"].append(note)
-    return rows
-
-
-def plan(each: dict[str, float], begin: float, budget: float | None) -> dict[str, int]:
-    """How many rounds of each group are left room for by what is left of the budget."""
-    left = None if budget is None else max(budget + begin - time.monotonic(), 0.0)
-    return timing.rounds(each, FLAGS.repeats, left)
-
-
-def estimate(groups: list[Group], total: float, spent: float, budget: float | None) -> str:
-    """What the runs will take; why the budget does not hold, if it does not."""
-    words = f"{spent:.0f} s until here, compilation included; about {total:.0f} s of runs"
-    if budget is None or spent + total <= budget:
-        return words
-    longest = max(groups, key=lambda group: group.seconds)
-    return (
-        f"{words}: more than the budget of {budget:.0f} s, since each candidate has at least "
-        f"{min(timing.LEAST, FLAGS.repeats)} runs; the longest is {longest.words['case']}, with "
-        f"{longest.seconds:.0f} s a round"
-    )
-
-
-def advance(bar: tqdm, seconds: float) -> None:
-    """Move the bar on; the estimate that it started with may have been too short."""
-    bar.total = max(bar.total, bar.n + seconds)
-    bar.update(seconds)
-
-
-def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> list[dict[str, Any]]:
-    """What is reported of each candidate; ratios are of runs beside each other."""
+def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> list[Record]:
+    """Return the row of each candidate. Ratios compare neighbouring runs."""
     first, rows = next(iter(seconds)), []
     for name, runs in seconds.items():
         median = timing.summary(runs).median
@@ -446,8 +274,8 @@ def rows_of(group: Group, seconds: dict[str, Any], peaks: dict[str, float]) -> l
     return rows
 
 
-def add_errors(settings: list[Setting], errors: list[dict], record: dict[str, Any]) -> None:
-    """Each sampler's distance to a fine solution, into its row."""
+def add_errors(settings: Sequence[Setting], errors: Sequence[dict], record: Record) -> None:
+    """Add to each sampler's row its distance from a fine solution."""
     for setting, found in zip(settings, errors, strict=True):
         for row in record["rows"]:
             if row["candidate"] == OURS and row.items() >= setting.words.items():
@@ -455,4 +283,4 @@ def add_errors(settings: list[Setting], errors: list[dict], record: dict[str, An
 
 
 if __name__ == "__main__":
-    run(main)
+    app.run(main)

@@ -1,34 +1,31 @@
-"""What the benchmark measures of this library: programs, samplers and training."""
+"""Measure this library for the benchmark: its programs, samplers and training."""
 
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
-from diffusion_jax import hardware, parallel, samplers, timing, training
-from diffusion_jax.config import Config
-from diffusion_jax.optimizers import Length
-from diffusion_jax.precisions import computing_in, products_in
-from diffusion_jax.runs import Model
+from diffusion_jax import parallel, samplers, timing, training
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.networks.precisions import computing_in, products_in
+from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers.tableau import XI, Tableau
 from diffusion_jax.sampling import sample
-from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import InputError, choose, require
-from experiments.flags import options
+from diffusion_jax.timing import hardware
+from diffusion_jax.training import Length
+from diffusion_jax.typing import InputError
 
-STATES = 8  # images that sampling holds beside a network pass: the state, a prediction, registers
+Record = dict[str, Any]
+STATES = 8  # batches that sampling holds beside a pass: the state, a prediction, registers
 SWEEP = (1, 2, 3, 10, 25, 50, 100, 333, 500, 1000)
-BATCHES = 8  # of training images, in the data set that training is timed on
+BATCHES = 8  # batches in the data set that training is timed on
 
 
 class Setting(NamedTuple):
-    """What decides which program runs: everything but the sampler and its steps."""
+    """Everything that determines the program, which the sampler and its steps do not."""
 
     model: Model
     batch: int
@@ -41,30 +38,16 @@ class Setting(NamedTuple):
         return sample(self.model, tableau, self.batch, **options).images
 
     @property
-    def words(self) -> dict[str, Any]:
-        """The setting as a table shows it."""
+    def words(self) -> Record:
+        """Return the columns of the setting in a table."""
         return {"batch": self.batch, "dtype": self.dtype, "devices": len(self.devices)}
 
 
-def parse_case(word: str, schedule: NoiseSchedule) -> Tableau:
-    """The tableau of name:steps, or name:steps:option=value:... with options, the grid one of them.
-
-    Raises InputError for what cannot be.
-    """
-    name, _, others = word.partition(":")
-    steps, *words = others.split(":")
-    choose(samplers.SAMPLERS, "samplers", name)
-    require(steps.isdecimal(), f"samplers={word}: write each as ddim:25, a name and its steps")
-    grid = [each.removeprefix("grid=") for each in words if each.startswith("grid=")]
-    given = options([each for each in words if not each.startswith("grid=")])
-    return samplers.build(name, schedule, int(steps), *grid[-1:], **given)
-
-
 class Bare:
-    """Forward passes of a setting's network, compiled by themselves: what a loop can reach."""
+    """Forward passes of a setting's network, compiled without a loop, as a limit for loops."""
 
     def __init__(self, setting: Setting) -> None:
-        """Compile from shapes alone. Raises InputError if the memory does not suffice."""
+        """Compile from shapes. Raise InputError if the memory does not suffice."""
         network, count = computing_in(setting.model.network, setting.dtype), len(setting.devices)
         forward = products_in(setting.dtype)(network.apply)
         shape = (count, setting.batch // count, *network.image_shape)
@@ -72,7 +55,7 @@ class Bare:
         context = jax.ShapeDtypeStruct((*shape[:2], network.n_cfeat), jnp.float32)
         part = jax.tree.map(lambda whole: whole.update(shape=whole.shape[1:]), (x, context))
         counted = hardware.flop(forward, setting.model.variables, part[0], 0.5, part[1])
-        self.flop = count * counted  # of the whole batch
+        self.flop = count * counted  # for the whole batch
         apply = parallel.data_parallel(forward, (None, 0, None, 0), 0, devices=setting.devices)
         lowered = apply.lower(setting.model.variables, x, np.float32(0.5), context)
         self.compiled = lowered.compile()
@@ -84,12 +67,12 @@ class Bare:
         self.args = shared[0], parts[0], shared[1], parts[1]
 
     def run(self, passes: int) -> Any:
-        """Run so many passes, one after the other."""
+        """Run a number of passes, one after the other."""
         return [self.compiled(*self.args) for _ in range(passes)]
 
 
 def check_memory(setting: Setting, needed: int) -> None:
-    """Raise InputError if so many bytes on each device are more than what is free."""
+    """Raise InputError if each device has fewer free bytes than needed."""
     device = setting.devices[0]
     free = hardware.available_memory(device)
     needed *= len(setting.devices) if device.platform == "cpu" else 1  # cores share the memory
@@ -100,51 +83,18 @@ def check_memory(setting: Setting, needed: int) -> None:
         )
 
 
-@contextmanager
-def empty_cache() -> Iterator[None]:
-    """Within, compiled programs go to a persistent cache of its own, which starts empty."""
-    settings: dict[str, Any] = {
-        "jax_compilation_cache_dir": None,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    old = {name: getattr(jax.config, name) for name in settings}
-    with tempfile.TemporaryDirectory() as folder:
-        settings["jax_compilation_cache_dir"] = folder
-        try:
-            _configure(settings)
-            yield
-        finally:
-            _configure(old)
+def compile_program(setting: Setting) -> Record:
+    """Return the cost of the setting's sampling program before its first row, cold and cached."""
+    run = partial(setting.draw, samplers.build("ddim", setting.model.schedule, 1), rows=0)
+    with hardware.empty_cache():
+        jax.clear_caches()
+        record = hardware.first_run(run, setting.devices[0])
+        jax.clear_caches()
+        return record | {"cached": hardware.first_run(run, setting.devices[0])["cold"]}
 
 
-def _configure(settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-
-def compile_program(setting: Setting) -> dict[str, Any]:
-    """What the setting's sampling program costs before its first row, cold and from the cache."""
-    tableau = samplers.build("ddim", setting.model.schedule, 1)
-    record: dict[str, Any] = {}
-    with empty_cache():
-        for state in ("cold", "cached"):
-            jax.clear_caches()
-            with timing.counting() as compilations, hardware.programs(setting.devices[0]) as found:
-                seconds = timing.seconds_of(lambda: setting.draw(tableau, rows=0))
-            record[state] = {"seconds": seconds, "xla_seconds": compilations.seconds}
-    largest = max(found, key=lambda program: program.memory)
-    stats = setting.devices[0].memory_stats() or {}
-    return record | {
-        "memory_bytes": largest.memory,
-        "device_peak_bytes": stats.get("peak_bytes_in_use"),
-        "collectives": largest.collectives,
-    }
-
-
-def count_sweep(setting: Setting, steps: Sequence[int] = SWEEP) -> dict[str, Any]:
-    """How many programs all samplers at many numbers of steps compile, from none."""
+def count_sweep(setting: Setting, steps: Sequence[int] = SWEEP) -> Record:
+    """Count the programs that all samplers at many numbers of steps compile, from none."""
     jax.clear_caches()
     steps = [n for n in steps if n <= setting.model.schedule.steps]
     with timing.counting() as compilations:
@@ -160,9 +110,10 @@ def count_sweep(setting: Setting, steps: Sequence[int] = SWEEP) -> dict[str, Any
 
 
 def solver_errors(setting: Setting, tableaus: Mapping[str, Tableau]) -> dict[str, float | None]:
-    """The relative distance of each sampler's images to those of a fine solution from one noise.
+    """Return the relative distance of each sampler's images from a fine solution's.
 
-    The reference is Heun's method at every step of the schedule. None for samplers with noise.
+    Both start from the same noise. The fine solution is Heun's method at every step of the
+    schedule. Samplers that add noise get None.
     """
     schedule = setting.model.schedule
     reference = setting.draw(samplers.build("heun", schedule, schedule.steps))
@@ -175,60 +126,34 @@ def solver_errors(setting: Setting, tableaus: Mapping[str, Tableau]) -> dict[str
 
 
 class Trainer:
-    """Training steps of a configuration on random images, many in a dispatch."""
+    """Training steps of a configuration on random images, with many steps in a dispatch."""
 
-    def __init__(self, config: Config, batch: int, devices: Sequence[jax.Device]) -> None:
-        """Compile, and tell the seconds that it takes."""
-        self.config = config.override(batch_size=batch)
-        network = self.config.network
-        rng = np.random.default_rng(0)
-        self.n = BATCHES * batch
-        shape = (self.n, *network.image_shape)
-        images = rng.integers(0, 256, shape, np.uint8)
-        labels = np.eye(network.n_cfeat, dtype=np.float32)[rng.integers(0, network.n_cfeat, self.n)]
-        length = Length(self.n, batch, 1000)
-        state = training.init(self.config, length)
-        self.state, *self.dataset = parallel.replicate((state, images, labels), devices)
-        places = np.arange(training.CHUNK * batch) % self.n
-        order = np.array_split(places.reshape(training.CHUNK, batch), len(devices), axis=1)
-        self.order = np.stack(order).astype(np.int32)
-        self.chunk = training.train_chunk(self.config, length, devices, "pmap")
-        self.flop = self._flop(length, devices)
-        begin = time.perf_counter()
-        counting = timing.counting()
-        with empty_cache(), counting as compilations, hardware.programs(devices[0]) as found:
-            self.run(0)
-        self.seconds, self.xla_seconds = time.perf_counter() - begin, compilations.seconds
-        self.program = max(found, key=lambda program: program.memory)
-
-    def _flop(self, length: Length, devices: Sequence[jax.Device]) -> float:
-        """The FLOP of a step, over all devices."""
-        count = len(devices)
-        step = parallel.data_parallel(
-            training.train_step(self.config, length),
-            (None, 0, 0, 0, None),
-            (None, None),
-            devices=devices,
-        )
+    def __init__(self, config: Config, devices: Sequence[jax.Device]) -> None:
+        """Compile the steps, and record how long it takes."""
+        batch, count, rng = config.batch_size, len(devices), np.random.default_rng(0)
+        n = BATCHES * batch
+        task = config.task(Length(n, batch, 1000))
+        images = rng.integers(0, 256, (n, *config.image_shape), np.uint8)
+        labels = np.eye(config.n_cfeat, dtype=np.float32)[rng.integers(0, config.n_cfeat, n)]
+        state = training.init(task)
+        places = np.arange(training.CHUNK * batch, dtype=np.int32) % n
+        self.order = places.reshape(training.CHUNK, count, -1).swapaxes(0, 1).copy()
         first = self.order[:, 0]
-        images, labels = (np.asarray(part) for part in self.dataset)
+        axes = (None, 0, 0, 0, None, None), (None, None)
+        step = parallel.data_parallel(training.train_step(task), *axes, devices=devices)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        counted = hardware.flop(step, self.state, images[first], labels[first], first, key)
-        return count * counted
-
-    def record(self) -> dict[str, Any]:
-        """What the program costs before its first step, and what it needs."""
-        return {
-            "batch": self.config.training.batch_size,
-            "dtype": self.config.training.dtype,
-            "devices": len(self.order),
-            "cold": {"seconds": self.seconds, "xla_seconds": self.xla_seconds},
-            "flop_per_pass": self.flop,
-            "memory_bytes": self.program.memory,
-            "collectives": self.program.collectives,
-        }
+        rate = np.float32(1e-3)
+        one = images[first], labels[first], first, key, rate
+        self.flop = count * hardware.flop(step, state, *one)
+        self.state, *self.dataset = parallel.replicate((state, images, labels), devices)
+        self.chunk = training.train_chunk(task, devices)
+        with hardware.empty_cache():
+            self.record = hardware.first_run(partial(self.run, 0), devices[0])
+        self.record |= {"flop_per_pass": self.flop}
 
     def run(self, steps: int) -> Any:
-        """Train on, so many steps."""
-        self.state, losses = self.chunk(self.state, *self.dataset, self.order, np.int32(steps))
-        return losses
+        """Take a number of further steps."""
+        rates = np.full(training.CHUNK, 1e-3, np.float32)
+        given = self.order, rates, np.int32(steps), np.uint32(0)
+        self.state, scalars = self.chunk(self.state, *self.dataset, *given)
+        return scalars

@@ -2,40 +2,62 @@
 
 from collections.abc import Callable
 
-from diffusion_jax.config import Config
+from diffusion_jax.runs.config import Config
 
 
-def notes() -> Config:
-    """The hyperparameters of the course notes, on 89,400 sprites (hours on a CPU)."""
+def course() -> Config:
+    """Use the course's hyperparameters, on 89,400 sprites (hours on a CPU)."""
     return Config()
 
 
 def demo() -> Config:
-    """A few minutes on 2 CPU cores: a small network that learns 120 sprites nearly by heart."""
-    return Config().override(
-        n_images=120,
-        class_frequencies=(1.0, 1.0, 1.0, 1.0, 1.0),
-        n_feat=32,
+    """Learn a few sprites nearly by heart (minutes on a CPU)."""
+    return Config(
+        data="sprites:n=120:frequencies=1,1,1,1,1",
+        network="context_unet:n_feat=32",
         schedule="cosine",
-        parameterization="x0",
+        prediction="x0",
+        optimizer="adam:0.003:decay=cosine:warmup=50",
+        ema="exponential:decay=0.995",
         epochs=900,
         batch_size=64,
-        learning_rate=3e-3,
-        lr_schedule="cosine",
-        warmup_steps=50,
-        ema_decay=0.995,
     )
 
 
 def best() -> Config:
-    """Half an hour on 2 quiet CPU cores: the recipe of checkpoints/sprites."""
+    """Use the recipe of checkpoints/sprites (half an hour on 2 idle CPU cores)."""
     return demo().override(
-        n_images=50_000,
+        data="sprites:n=50000:frequencies=1,1,1,1,1",
+        optimizer="adam:0.002:decay=cosine:warmup=200",
+        ema="exponential:decay=0.9995",
         epochs=28,
-        learning_rate=2e-3,
-        warmup_steps=200,
-        ema_decay=0.9995,
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"notes": notes, "demo": demo, "best": best}
+PRESETS: dict[str, Callable[[], Config]] = {"course": course, "demo": demo, "best": best}
+
+# Recipes with one change each: experiments.sweep trains them with --recipes=all.
+CHANGES = {
+    "course": (
+        *(f"optimizer=adam:{rate}" for rate in (0.002, 0.0005, 0.00033)),
+        *(f"ema=exponential:decay={decay}" for decay in (0.99, 0.999)),
+        "optimizer=adam:decay=cosine:warmup=200",
+        "schedule=cosine",
+        "prediction=x0",
+    ),
+    "best": (
+        *(f"optimizer=adam:{rate}:decay=cosine:warmup=200" for rate in (0.004, 0.001, 0.00067)),
+        *("ema=none", "ema=exponential:decay=0.99", "schedule=course", "prediction=eps"),
+        "optimizer=adam:0.002:decay=cosine:warmup=50",
+    ),
+}
+BOTH = (
+    *("prediction=v", "loss=mse:weighting=min_snr", "augment=flips"),
+    "network=context_unet:n_feat=32:norm=group",
+    *("keep_probability=1", "keep_probability=0.8", "batch_size=32", "batch_size=128"),
+)
+RECIPES = [
+    "+".join([preset, *change])
+    for preset, changes in CHANGES.items()
+    for change in [(), *((each,) for each in (*changes, *BOTH))]
+]

@@ -1,4 +1,4 @@
-"""The checker of annotations at run time: beartype, with int where float is asked for."""
+"""Check annotations at run time with beartype, which accepts int where float is expected."""
 
 from beartype import BeartypeConf, beartype
 

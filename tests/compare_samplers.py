@@ -1,9 +1,10 @@
-"""Whole sampling runs of ours against those of diffusers, on the same network and noise.
+"""Compare whole sampling runs of ours with those of diffusers, on the same network and noise.
 
   python -m tests.compare_samplers > docs/samplers.md
 
-The two share the betas, the levels, the initial state, the noise of each step, and a small fixed
-network of image and time. Ours are single precision runs of the compiled loop, theirs as shipped.
+Both share the betas, the levels, the initial state, the noise of each step, and a small fixed
+network of image and time. Ours are runs of the compiled loop in single precision. Theirs are
+unchanged.
 """
 
 import sys
@@ -18,10 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from diffusion_jax import grids, samplers, schedules
-from diffusion_jax.denoisers import network_denoiser
-from diffusion_jax.grids import Grid
-from diffusion_jax.parameterizations import PARAMETERIZATIONS
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.guidance import network_denoiser
+from diffusion_jax.diffusion.predictions import build
 from diffusion_jax.samplers import Tableau, analysis, coefficients
 from diffusion_jax.samplers.multistep import multistep, step_orders
 from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
@@ -41,10 +43,10 @@ KEYS = samplers.sample_keys(jax.random.key(5), jnp.arange(SHAPE[0], dtype=jnp.ui
 class Case(NamedTuple):
     """A scheduler of theirs with its options, and our tableau for its steps.
 
-    ours: (their scheduler, after set_timesteps) -> tableau.
-    why: empty where the two should agree; else what is wrong with theirs.
-    as_theirs: our tableau with their mistake, where that can be had.
-    rounded: theirs rounds or cuts the times that the network is shown; ours is shown them too.
+    ours: a function from their scheduler, after set_timesteps, to our tableau.
+    why: the fault in theirs, or empty if the two should agree.
+    as_theirs: our tableau with their fault, if it can be written.
+    rounded: whether theirs rounds the times that the network gets; ours then gets the same times.
     """
 
     name: str
@@ -60,18 +62,18 @@ class Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For the table and for the names of the tests."""
+        """Return the name of the case in the table and in the tests."""
         return f"{self.name}, {self.steps} steps, {' and '.join(self.predictions)}"
 
 
 def network(x: Any, t: Any, xp: Any) -> Any:
-    """A smooth function of image and time in [0, 1], for PyTorch and JAX."""
+    """Compute a smooth function of image and time in [0, 1], for PyTorch and JAX."""
     weight = jnp.asarray(WEIGHT, x.dtype) if xp is jnp else torch.tensor(WEIGHT, dtype=x.dtype)
     return xp.tanh(x @ weight + 2 * t) + x / 4
 
 
 def relative_error(case: Case, prediction: str) -> float:
-    """|ours - theirs| / |theirs| of the final states; prediction: one of the case's."""
+    """Return |ours - theirs| / |theirs| of the final states. prediction: one of the case's."""
     options = {"num_train_timesteps": T, **case.options}
     if prediction in PREDICTIONS:
         options |= {**BETAS, "prediction_type": PREDICTIONS[prediction]}
@@ -89,18 +91,18 @@ def relative_error(case: Case, prediction: str) -> float:
 
 
 def edm_denoiser(x: jax.Array, level: Level) -> Prediction:
-    """The network with the input and the time that EDM's preconditioning gives it (table 1)."""
+    """Call the network with the input and time of EDM's preconditioning (table 1)."""
     scaled = x / jnp.sqrt(level.sigma**2 + jnp.float32(0.25))
     time = jnp.log(level.sigma) / jnp.float32(4 * T)
-    return PARAMETERIZATIONS["edm"].decode(network(scaled, time, jnp), x, level)
+    return build("edm").decode(network(scaled, time, jnp), x, level)
 
 
 def _compiled() -> Callable[[str], Callable]:
     def make(prediction: str) -> Callable:
-        shift = jnp.float32(0 if prediction == "flow" else 1 / T)  # of their index 0
+        shift = jnp.float32(0 if prediction == "flow" else 1 / T)  # the time of their index 0
         denoise = network_denoiser(
             lambda x, t, context: network(x, t - shift, jnp),
-            PARAMETERIZATIONS[prediction],
+            build(prediction),
             T,
             jnp.zeros((SHAPE[0], 0), jnp.float32),
         )
@@ -118,7 +120,7 @@ run_ours = _compiled()
 
 
 def run_theirs(scheduler: Any, x: np.ndarray, alpha: float, step_options: dict) -> np.ndarray:
-    """Their loop as in their pipelines; the noise of step r is that of our row r."""
+    """Run their loop as in their pipelines. The noise of step r is that of our row r."""
     row = 0
 
     def noise(shape: tuple, **_: Any) -> torch.Tensor:
@@ -141,7 +143,7 @@ def run_theirs(scheduler: Any, x: np.ndarray, alpha: float, step_options: dict) 
 
 
 def at_their_times(end: float = 0.0) -> Callable[[Any], Grid]:
-    """Our grid through the times of a scheduler of theirs, whose index 0 is our step 1."""
+    """Return our grid through the times of their scheduler, whose index 0 is our step 1."""
 
     def grid(scheduler: Any) -> Grid:
         times = np.unique(scheduler.timesteps.numpy())[::-1] + 1.0
@@ -151,19 +153,19 @@ def at_their_times(end: float = 0.0) -> Callable[[Any], Grid]:
 
 
 def named(name: str, steps: int, **options: Any) -> Callable[[Any], Grid]:
-    """One of our grids, whatever theirs is."""
+    """Return one of our grids, whatever theirs is."""
     return lambda scheduler: grids.GRIDS[name](SCHEDULE, steps, **options)
 
 
 def tableau_of(
     sampler: str, grid: Callable[[Any], Grid], **options: Any
 ) -> Callable[[Any], Tableau]:
-    """Our sampler over a grid."""
+    """Return our sampler over a grid."""
     return lambda scheduler: samplers.SAMPLERS[sampler](SCHEDULE, grid(scheduler), **options)
 
 
 def every(grid: Callable[[Any], Grid], stride: int) -> Callable[[Any], Grid]:
-    """Each stride-th level of a grid, and its end: the steps of a single-step method of theirs."""
+    """Return each stride-th level of a grid, and its end: the steps of their single-step method."""
 
     def coarse(scheduler: Any) -> Grid:
         columns = grid(scheduler)
@@ -196,7 +198,7 @@ def _ancestral() -> list[Case]:
 
 
 def _in_ratio() -> list[Case]:
-    """The methods in sigma / alpha, on their even times and on Karras's levels."""
+    """Return the methods in sigma / alpha, on their even times and on Karras's levels."""
     cases = []
     for name, theirs, ours in (
         ("Euler", "EulerDiscreteScheduler", "euler"),
@@ -258,7 +260,7 @@ def _multistep() -> list[Case]:
 
 
 def _singlestep() -> list[Case]:
-    """On even log-SNR, where their intermediate levels lie where the papers put them."""
+    """Return methods on even log-SNR, where their intermediate levels are those of the papers."""
     cases = []
     for order in (2, 3):
         steps = 7 * order + 1
@@ -297,7 +299,7 @@ def _others() -> list[Case]:
         ours = tableau_of("sa_solver", least, order=order, **more)
         name = f"SA-Solver, orders {order} and {corrector}, tau 1, to step 1"
         cases.append(Case(name, "SASolverScheduler", options, 25, ours))
-    # They look at tau where a step starts, the authors where it ends, 40 lower.
+    # They evaluate tau at the start of a step, and the authors at its end, which is 40 lower.
     ours = tableau_of("sa_solver", least, tau_from=0.161, tau_to=0.761, largest=np.inf)
     cases.append(Case("SA-Solver, their tau, to step 1", "SASolverScheduler", {}, 25, ours))
     options = {"skip_prk_steps": True, "set_alpha_to_one": True}
@@ -329,14 +331,14 @@ def _others() -> list[Case]:
 
 
 def unipc_to_zero(grid: Callable[[Any], Grid], order: int, rule: str, scheduler: Any) -> Tableau:
-    """UniPC with the orders that diffusers lowers: it counts the step to clean data."""
+    """Return UniPC with orders lowered as in diffusers, which counts the step to clean data."""
     levels = grid(scheduler)
     orders = np.minimum(step_orders(levels, order, False), np.arange(levels.steps, 0, -1))
     return multistep(levels, "x0", orders, orders, rule=rule)
 
 
 def with_all_noise(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
-    """Our table with ALL_NOISE."""
+    """Return our tableau with the fault ALL_NOISE."""
 
     def noisier(scheduler: Any) -> Tableau:
         tableau = ours(scheduler)
@@ -348,17 +350,17 @@ def with_all_noise(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
 
 
 def edm(schedule: schedules.NoiseSchedule, sampler: Callable, scheduler: Any) -> Tableau:
-    """Our sampler on EDM's levels."""
+    """Return our sampler on EDM's levels."""
     return sampler(schedule, grids.karras(schedule, 20))
 
 
 def inversion(scheduler: Any) -> Tableau:
-    """DDIM backwards through their times."""
+    """Return DDIM backwards through their times."""
     return samplers.ddim_inversion(SCHEDULE, grids.leading(SCHEDULE, 25))
 
 
 def inversion_of_v(scheduler: Any) -> Tableau:
-    """DDIM inversion with their reading of v, MISREAD: v at the step's start."""
+    """Return DDIM inversion with the fault MISREAD: it reads v at the step's start."""
     s, rows = symbols(0), []
     walk = grids.leading(SCHEDULE, 25).levels[::-1]
     for start, end in pairwise(walk):
@@ -369,7 +371,7 @@ def inversion_of_v(scheduler: Any) -> Tableau:
 
 
 def flow(sampler: str, **options: Any) -> Callable[[Any], Tableau]:
-    """Our sampler on rectified flow, through their times, sigma = t / T."""
+    """Return our sampler on rectified flow, through their times, with sigma = t / T."""
     schedule = schedules.flow(T)
 
     def tableau(scheduler: Any) -> Tableau:
@@ -381,7 +383,7 @@ def flow(sampler: str, **options: Any) -> Callable[[Any], Tableau]:
 
 
 def halved(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
-    """A method whose second derivative counts by half, HALVED."""
+    """Return a method with the fault HALVED: its second derivative is halved."""
 
     def moments(kappa: float, count: int) -> np.ndarray:
         return exact(kappa, count) / np.array([1.0, 2.0])[:count]
@@ -399,7 +401,7 @@ def halved(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:
 
 
 def plms_of_v(scheduler: Any) -> Tableau:
-    """PLMS with their combination of v, MIXED_V: the registers hold v."""
+    """Return PLMS with the fault MIXED_V: its registers hold v."""
     grid, s, rows = named("leading", 25)(scheduler), symbols(3), []
     span = grid.sigma[1:] - grid.alpha[1:] / grid.alpha[:-1] * grid.sigma[:-1]
     velocity = [level.alpha * s.eps - level.sigma * s.x0 for level in grid.levels]
@@ -440,13 +442,13 @@ CASES = {case.label: case for case in _cases()}
 
 
 def document() -> str:
-    """The Markdown of docs/samplers.md."""
+    """Return the Markdown of docs/samplers.md."""
     lines = [INTRODUCTION, *orders(), "", *differences()]
     return "\n".join(lines)
 
 
 def orders() -> list[str]:
-    """The fitted orders of convergence, as test_sampler_orders.py asserts them."""
+    """Return rows of the fitted orders of convergence, as test_sampler_orders.py asserts them."""
     steps = test_sampler_orders.STEPS
     exact = test_sampler_orders.exact_end()
     lines = [ORDERS.format(steps=", ".join(map(str, steps))), "", "| method | order | fitted |"]
@@ -459,7 +461,7 @@ def orders() -> list[str]:
 
 
 def differences() -> list[str]:
-    """A row for each case."""
+    """Return a row for each case."""
     lines = [DIFFERENCES.format(version=diffusers.__version__), ""]
     lines += ["| case | scheduler | predicts | relative error | remark |", "|---|---|---|---|---|"]
     reasons: dict[str, int] = {}

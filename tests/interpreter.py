@@ -1,4 +1,4 @@
-"""Tableaus in plain float64 NumPy, row by row, and a problem that is not linear."""
+"""Interpret tableaus in plain float64 NumPy, row by row, and define a nonlinear problem."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ CENTRES, WEIGHTS, WIDTH = np.array([-1.2, 0.9]), np.array([0.35, 0.65]), 0.4
 
 
 def interpret(tableau, denoise, x, noise=None):
-    """Run a tableau as its definition reads; noise: (R, ...) for its rows, or none."""
+    """Run a tableau as its definition reads. noise: (R, ...) for its rows, or None."""
     registers = [np.zeros_like(x)] * tableau.registers
     levels = zip(tableau.t, tableau.alpha, tableau.sigma, strict=True)
     for row, (level, mix) in enumerate(zip(levels, tableau.mix, strict=True)):
@@ -17,7 +17,7 @@ def interpret(tableau, denoise, x, noise=None):
 
 
 def mixture(x, t, alpha, sigma):
-    """The exact denoiser of two Gaussians on a line: the posterior mean, by Bayes's rule."""
+    """Return the exact denoiser of two Gaussians on a line: the posterior mean by Bayes's rule."""
     variance = (alpha * WIDTH) ** 2 + sigma**2
     distance = x[:, None] - alpha * CENTRES
     logits = np.log(WEIGHTS) - distance**2 / (2 * variance)

@@ -1,7 +1,7 @@
 """Write tests/fixtures/context_unet_*.npz with PyTorch: python -m tests.make_fixtures.
 
-Weights and inputs are not stored: RandomState, whose streams NumPy has frozen, draws them from
-the names. What PyTorch makes of them is stored, under the reference's names and in NCHW.
+Weights and inputs are not stored. RandomState, whose streams NumPy has frozen, draws them from the
+names. PyTorch's results are stored, under the reference's names and in NCHW.
 """
 
 import zlib
@@ -17,14 +17,14 @@ CASES = {
     "24_group": {"height": 24, "shortcut": "none", "norm": "group"},
     "28_none": {"height": 28, "shortcut": "none", "norm": "batch"},
 }
-# Seeds of inputs that keep every ReLU's argument and every two rivals in a max pool at least 1e-4
-# apart: where rounding decides, two right gradients differ by the whole share of a pixel.
+# With these seeds, arguments of ReLU are at least 1e-4 from 0, and the two largest values in a max
+# pool at least 1e-4 apart. At a tie, two correct gradients differ by the whole part of a pixel.
 SEEDS = {"16_none": 14, "20_conv": 9, "24_group": 14, "28_none": 12}
 FIELDS = {"in_channels": 3, "n_feat": 8, "n_cfeat": 5}
 
 
 def draw_weights(shapes, seed=0):
-    """A state_dict with nothing at its default, so that no two tensors can be confused."""
+    """Return a state_dict without default values, so that no two tensors can be confused."""
     return {name: draw_tensor(name, shape, seed) for name, shape in shapes.items()}
 
 
@@ -44,7 +44,7 @@ def draw_tensor(name, shape, seed):
 
 
 def draw_batch(height, in_channels=3, n_cfeat=5, batch=BATCH, seed=1):
-    """Images (NCHW), times, contexts and targets (NCHW)."""
+    """Return images (NCHW), times, contexts and targets (NCHW)."""
     rng = np.random.RandomState(seed)
     shape = (batch, in_channels, height, height)
     x, target = rng.standard_normal(shape), rng.standard_normal(shape)
@@ -53,7 +53,7 @@ def draw_batch(height, in_channels=3, n_cfeat=5, batch=BATCH, seed=1):
 
 
 def run_reference(network, batch, steps=STEPS):
-    """What the tests compare with: both modes, gradients, and a few steps of Adam.
+    """Compute the reference results: both modes, gradients, and a few steps of Adam.
 
     The network must hold the drawn weights. Keys: eval, eval_none (without context), train,
     grad/<name>, stats/<name> (after one step), losses, and, after the steps, param/<name> and
@@ -87,7 +87,7 @@ def run_reference(network, batch, steps=STEPS):
 
 
 def thin(values):
-    """Every 11th entry of a large tensor: 11 divides no axis, so every row and column is met."""
+    """Return every 11th entry of a large tensor. 11 divides no axis, so every row occurs."""
     return values.ravel()[:: 11 if values.size > 300 else 1]
 
 

@@ -1,15 +1,19 @@
-"""A small network for tests of what is done with one."""
+"""A small network for tests that need any model."""
 
 from typing import Any
 
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, init_variables
+from diffusion_jax import runs
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.runs.config import Config
 
-SMALL = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=40)
+SMALL = Config(
+    network="context_unet:n_feat=8",
+    image_shape=(8, 8, 3),
+    class_names=("a", "b", "c"),
+    schedule="course:steps=40",
+)
 
 
 def untrained(config: Config = SMALL, **fields: Any) -> Model:
-    """A configuration's network with its initial weights."""
-    config = config.override(**fields)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+    """Return a configuration's network with its initial weights."""
+    return runs.untrained(config.override(**fields))

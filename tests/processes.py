@@ -1,20 +1,26 @@
-"""Run apps in processes that are forked from one that has imported what they need."""
+"""Run apps in separate processes: a fork of one that has imported, or the processes of a job."""
 
 import multiprocessing
 import os
 import runpy
+import socket
+import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-HANGS = 1800  # seconds after which a process counts as hanging: a slow machine needs many
+ROOT = Path(__file__).parent.parent
+HANGS = 1800  # seconds after which a process counts as hanging; slow machines need many
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["experiments.flags", "experiments.quality"])
+SERVER.set_forkserver_preload(
+    ["experiments.app", "diffusion_jax.runs.overview", "experiments.tables"]
+)
 
 
 class Done(NamedTuple):
-    """An app that has ended."""
+    """The result of an app that has ended."""
 
     returncode: int
     stdout: str
@@ -22,7 +28,7 @@ class Done(NamedTuple):
 
 
 def run_app(module: str, *args: str) -> Done:
-    """Run python -m MODULE to its end, with no import to wait for."""
+    """Run python -m MODULE to its end, without waiting for imports."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("out", "err")]
         process = SERVER.Process(target=_run, args=(module, args, *files))
@@ -37,3 +43,54 @@ def _run(module: str, args: tuple[str, ...], *files: Path) -> None:
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def start(
+    app: str,
+    *args: str,
+    processes: int = 1,
+    devices: int = 4,
+    own: Sequence[Sequence[str]] = (),
+) -> list[subprocess.Popen]:
+    """Start an app in the processes of one job, which share a number of CPU devices.
+
+    own: further flags of each process.
+    """
+    job = [[f"--cpu_devices={devices // processes}"] for _ in range(processes)]
+    for flags_of_one, more in zip(job, own or [()] * processes, strict=True):
+        flags_of_one += more
+    if processes > 1:
+        where = f"--processes=127.0.0.1:{free_port()},{processes}"
+        for number, flags_of_one in enumerate(job):
+            flags_of_one.append(f"{where},{number}")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", f"experiments.{app}", *args, *flags_of_one],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for flags_of_one in job
+    ]
+
+
+def finish(processes: Sequence[subprocess.Popen], timeout: float = HANGS) -> list[tuple[int, str]]:
+    """Return the exit code and the output of each process, and kill processes that remain."""
+    try:
+        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    codes = [process.returncode for process in processes]
+    return list(zip(codes, outputs, strict=True))
+
+
+def free_port() -> int:
+    """Return a port of the loopback on which no process listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,9 +1,10 @@
-"""The exact error on Gaussian data against sampling it, and against the exact solution."""
+"""Compare exact errors on Gaussian data with sampling, and with the exact solution."""
 
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, samplers, schedules
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.samplers import SAMPLERS, analysis
 from diffusion_jax.samplers.analysis import Gaussian
 from diffusion_jax.typing import Level
@@ -14,7 +15,7 @@ DATA = Gaussian(np.array([0.5, -1.0]), np.array([0.3, 2.0]))
 
 
 def denoise(x: np.ndarray, t: float, alpha: float, sigma: float) -> tuple:
-    """The posterior mean of Gaussian data, from the precisions of prior and likelihood."""
+    """Return the posterior mean of Gaussian data, from the precisions of prior and likelihood."""
     prior, seen = 1 / DATA.variance, alpha**2 / sigma**2
     x0 = (prior * DATA.mean + alpha * x / sigma**2) / (prior + seen)
     return x0, (x - alpha * x0) / sigma
@@ -22,7 +23,7 @@ def denoise(x: np.ndarray, t: float, alpha: float, sigma: float) -> tuple:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_push_is_what_sampling_does(name: str) -> None:
-    """A linear map is known by what it does to a few points, and noise to each basis vector."""
+    """Sample a few points, which determine a linear map, and one noise for each basis vector."""
     tableau = samplers.build(name, SCHEDULE, 6)
     start = DATA.at(Level(0.0, tableau.alpha[0], tableau.sigma[0]))
     none = np.zeros((tableau.rows, 2))
@@ -55,7 +56,7 @@ def test_wasserstein_distance_of_gaussians() -> None:
 
 
 def test_inversion_is_analysed_too() -> None:
-    """From data to noise: the image's distribution becomes the first level's."""
+    """Turn data into noise. The images' distribution must become that of the first level."""
     for n, bound in ((50, 0.3), (800, 0.02)):
         grid = grids.linspace(SCHEDULE, n)
         inverse = samplers.ddim_inversion(SCHEDULE, grid)

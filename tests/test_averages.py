@@ -1,16 +1,19 @@
-"""Power-function averages against float64 recursions, and averages made afterwards."""
+"""Test power-function averages against float64 recursions, and averages made afterwards."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import averages
-from diffusion_jax.averages import EMA_PROFILES, SIGMA_RELS, Profile, combine
+from diffusion_jax.training import averages
+from diffusion_jax.training.averages import SIGMA_RELS, Profile, combine
 from diffusion_jax.typing import InputError
 
 
 def recursion(values: np.ndarray, gamma: float, until: int) -> np.ndarray:
-    """Karras et al. 2023, section 3.1: mean <- b mean + (1 - b) value, b = (1 - 1/t)^(gamma+1)."""
+    """Apply Karras et al. 2023, section 3.1: mean <- b mean + (1 - b) value.
+
+    Here b = (1 - 1/t)^(gamma + 1).
+    """
     mean = np.zeros_like(values[0])
     for t in range(1, until + 1):
         decay = (1 - 1 / t) ** (gamma + 1)
@@ -19,16 +22,16 @@ def recursion(values: np.ndarray, gamma: float, until: int) -> np.ndarray:
 
 
 def test_gammas_are_the_papers() -> None:
-    """Section 3.1: sigma_rel 0.05 is gamma = 16.97, and 0.10 is gamma = 6.94."""
-    assert averages.power(0.05) == pytest.approx(16.97, abs=0.005)
-    assert averages.power(0.10) == pytest.approx(6.94, abs=0.005)
+    """Expect gamma = 16.97 for sigma_rel 0.05, and 6.94 for 0.10, as in section 3.1."""
+    assert averages.power_of(0.05) == pytest.approx(16.97, abs=0.005)
+    assert averages.power_of(0.10) == pytest.approx(6.94, abs=0.005)
 
 
 @pytest.mark.parametrize("sigma_rel", [0.01, 0.05, 0.15, 0.28])
 def test_sigma_rel_is_the_width_of_the_weights(sigma_rel: float) -> None:
-    gamma = averages.power(sigma_rel)
+    gamma = averages.power_of(sigma_rel)
     steps = 20_000
-    weights = recursion(np.eye(1), gamma, 1)  # of one step: that step itself
+    weights = recursion(np.eye(1), gamma, 1)  # the average of one step is that step
     assert weights == 1
     s = np.arange(1, steps + 1)
     decay = (1 - 1 / s) ** (gamma + 1)
@@ -42,8 +45,8 @@ def test_sigma_rel_is_the_width_of_the_weights(sigma_rel: float) -> None:
 
 @pytest.mark.parametrize("step", [0, 1, 9, 1000, 1_000_000])
 def test_the_power_profile_is_precise_in_float32(step: int) -> None:
-    rate = EMA_PROFILES["power"](jnp.int32(step), 0.0, 0.05)
-    exact = 1 - (1 - np.longdouble(1) / (step + 1)) ** (averages.power(0.05) + 1)
+    rate = averages.power(0.05).rate(jnp.int32(step))
+    exact = 1 - (1 - np.longdouble(1) / (step + 1)) ** (averages.power_of(0.05) + 1)
     assert float(rate) == pytest.approx(float(exact), rel=1e-6)
 
 
@@ -55,12 +58,12 @@ def test_snapshots_are_regular_and_end_with_the_run() -> None:
 
 
 def test_profiles_are_projected_as_the_integrals_say() -> None:
-    """Least squares by numerical integration, then a sum of 1."""
+    """Solve least squares by numerical integration, then normalise the sum to 1."""
     found = combine([Profile(60, 0.1), Profile(90, 0.05)], Profile(90, 0.2))
     t = (np.arange(900_000) + 0.5) / 10_000
 
     def profile(step: int, sigma_rel: float) -> np.ndarray:
-        gamma = averages.power(sigma_rel)
+        gamma = averages.power_of(sigma_rel)
         return np.where(t < step, (gamma + 1) * (t / step) ** gamma / step, 0)
 
     parts, aim = np.stack([profile(60, 0.1), profile(90, 0.05)], 1), profile(90, 0.2)
@@ -89,7 +92,7 @@ def test_a_stored_average_is_itself() -> None:
 
 @pytest.mark.parametrize("sigma_rel", [0.03, 0.07, 0.15, 0.22])
 def test_other_averages_are_made_of_float32_snapshots(sigma_rel: float) -> None:
-    """Weights that drift, turn and tremble, averaged directly in float64 and afterwards."""
+    """Average weights that drift, turn and shake, directly in float64 and afterwards."""
     steps = 3000
     t = np.arange(1, steps + 1)[:, None] / steps
     rng = np.random.default_rng(0)
@@ -99,10 +102,12 @@ def test_other_averages_are_made_of_float32_snapshots(sigma_rel: float) -> None:
         for step in sorted(averages.snapshot_steps(steps, 24))
         for width in SIGMA_RELS
     ]
-    stored = np.float32([recursion(values, averages.power(p.sigma_rel), p.step) for p in profiles])
+    stored = np.float32(
+        [recursion(values, averages.power_of(p.sigma_rel), p.step) for p in profiles]
+    )
     found = combine(profiles, Profile(steps, sigma_rel))
     made = found.coefficients @ stored.astype(np.float64)
-    direct = recursion(values, averages.power(sigma_rel), steps)
+    direct = recursion(values, averages.power_of(sigma_rel), steps)
     others = stored[-2:].astype(np.float64)
     assert np.abs(made - direct).max() < 1e-2
     assert np.abs(others - direct).max() > 5 * np.abs(made - direct).max()

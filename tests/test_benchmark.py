@@ -1,10 +1,8 @@
-"""The benchmark: its clock and its budget, FLOP, memory, collectives, errors, and the app."""
+"""Test the benchmark: its clock and budget, FLOP, memory, collectives, errors, and the app."""
 
-import itertools
 import json
 import re
 import time
-from operator import itemgetter
 from pathlib import Path
 
 import jax
@@ -13,29 +11,20 @@ import numpy as np
 import pytest
 from jax import lax
 
-from diffusion_jax import hardware, samplers, timing, training
-from diffusion_jax.config import Config
-from diffusion_jax.optimizers import Length
+from diffusion_jax import samplers, timing, training
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.parallel import AXIS, data_parallel
-from diffusion_jax.precisions import PRECISIONS
-from diffusion_jax.runs import Model, init_variables, save_model
+from diffusion_jax.runs import save_model
+from diffusion_jax.timing import hardware
+from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
-from experiments import measure, tables
+from experiments import measure
 from experiments.measure import Bare, Setting
-from tests.processes import Done, run_app
+from tests import apps
+from tests.models import SMALL, untrained
 
-CASE = "--samplers=ddim:5"
-SMALL = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=40)
-
-
-def model_of(config: Config) -> Model:
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
-
-
-@pytest.fixture(scope="module")
-def model() -> Model:
-    return model_of(SMALL)
+SPECS = ("--network=context_unet:n_feat=8", "--schedule=course:steps=20")
 
 
 def setting_of(model: Model, count: int, batch: int = 8, dtype: str = "float32") -> Setting:
@@ -69,7 +58,7 @@ def test_what_runs_on_is_waited_for() -> None:
 
 
 def test_rounds_share_a_budget() -> None:
-    """Short groups get all their repeats, long ones what is left, none less than the least."""
+    """Give short groups all their repeats, long groups the rest, and every group the minimum."""
     each = {"long": 10.0, "short": 0.1, "middle": 1.0}
     assert timing.rounds(each, 20, None) == dict.fromkeys(each, 20)
     assert timing.rounds(each, 20, 1000.0) == dict.fromkeys(each, 20)
@@ -91,7 +80,7 @@ def test_flop_of_a_matrix_product() -> None:
 
 
 def test_flop_of_a_pass_does_not_depend_on_the_devices(model) -> None:
-    """And is about that of the convolutions alone."""
+    """Expect also about the FLOP of the convolutions."""
     one, two = (Bare(setting_of(model, count)).flop for count in (1, 2))
     assert two == pytest.approx(one, rel=0.01)
     kernels = model.variables["params"]
@@ -110,7 +99,7 @@ def test_a_pass_is_the_network(model) -> None:
 
 
 def test_a_pass_computes_in_the_dtype_of_its_setting(model) -> None:
-    """As sampling does; without products of TF32, a CPU computes in float32."""
+    """Compute as sampling does. Without TF32 products, a CPU computes in float32."""
     passes = {}
     for dtype in PRECISIONS:
         bare = Bare(setting_of(model, 1, dtype=dtype))
@@ -123,7 +112,7 @@ def test_a_pass_computes_in_the_dtype_of_its_setting(model) -> None:
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_peaks_are_of_this_machine(dtype: str) -> None:
-    """Below any machine's limit, above a machine from before JAX."""
+    """Expect less than the limit of any machine, and more than that of one older than JAX."""
     peaks = hardware.peaks(jax.devices()[:1], dtype)
     assert all(1e8 < peak < 1e16 for peak in peaks)
 
@@ -158,19 +147,15 @@ def test_sampling_has_no_collectives(model, count: int) -> None:
 
 
 def test_training_reduces_gradients_and_loss_at_once(model) -> None:
-    """And each BatchNorm gathers its statistics at once; backwards, their gradients are summed."""
-    config = SMALL.override(batch_size=4)
-    length = Length(8, 4, 1)
-    step = data_parallel(
-        training.train_step(config, length),
-        (None, 0, 0, 0, None),
-        (None, None),
-        devices=jax.devices()[:2],
-    )
+    """Expect each BatchNorm to gather its statistics at once, and to sum gradients backwards."""
+    task = SMALL.task(Length(8, 4, 1))
+    axes = (None, 0, 0, 0, None, None), (None, None)
+    step = data_parallel(training.train_step(task), *axes, devices=jax.devices()[:2])
     pixels = np.zeros((2, 2, 8, 8, 3), np.uint8)
     labels, positions = np.zeros((2, 2, 3), np.float32), np.zeros((2, 2), np.int32)
-    state = training.init(config, length)
-    lowered = step.lower(state, pixels, labels, positions, jax.random.key(0))
+    state = training.init(task)
+    given = pixels, labels, positions, jax.random.key(0), np.float32(1e-3)
+    lowered = step.lower(state, *given)
     text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
     norms = len(jax.tree.leaves(model.variables["batch_stats"])) // 2
     once = {"all-reduce": 1 + norms, "all-gather": norms}
@@ -181,7 +166,7 @@ def test_training_reduces_gradients_and_loss_at_once(model) -> None:
 
 
 def test_the_registry_at_up_to_1000_steps_compiles_at_most_twice() -> None:
-    model = model_of(SMALL.override(timesteps=1000))
+    model = untrained(schedule="course:steps=1000")
     sweep = measure.count_sweep(setting_of(model, 1, batch=1), (1, 77, 1000))
     assert sweep["runs"] == 3 * len(samplers.SAMPLERS)
     assert 1 <= sweep["compilations"] <= 2
@@ -197,7 +182,7 @@ def test_programs_are_compiled_cold_and_read_from_the_cache(model) -> None:
 
 
 def test_errors_of_solvers(model) -> None:
-    """Heun at every step is the reference; more steps are nearer; noise has no error."""
+    """Measure against Heun at every step: more steps are nearer, and noise has no error."""
     cases = (("heun", 40), ("ddim", 2), ("ddim", 20), ("ddpm", 40))
     tableaus = {f"{name}:{n}": samplers.build(name, model.schedule, n) for name, n in cases}
     errors = measure.solver_errors(setting_of(model, 2), tableaus)
@@ -206,100 +191,59 @@ def test_errors_of_solvers(model) -> None:
     assert 0 < errors["ddim:20"] < errors["ddim:2"]
 
 
-def test_the_front_is_what_nothing_cheaper_reaches() -> None:
-    pairs = [tuple(pair) for pair in np.random.default_rng(0).integers(0, 9, (30, 2)).tolist()]
-    best = {
-        (cost, error)
-        for cost, error in pairs
-        if not any(c <= cost and e <= error and (c, e) != (cost, error) for c, e in pairs)
-    }
-    found = tables.front(pairs, itemgetter(0), itemgetter(1))
-    assert set(found) == best
-    assert found == sorted(found)
-    assert all(a[1] > b[1] for a, b in itertools.pairwise(found))
-
-
 # ----------------------------------------------------------------------------------------- the app
 
 
-def benchmark(*flags: str) -> Done:
-    return run_app("experiments.benchmark", "--n_feat=8", "--timesteps=20", *flags)
-
-
-def test_the_app_writes_its_results(tmp_path: Path) -> None:
-    out = tmp_path / "new"
-    cases = ("--samplers=ddpm:20,heun:5:grid=leading", "--batches=2", "--cpu_devices=2")
+def test_the_app_writes_its_results(model, tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(hardware, "peaks", lambda *_: hardware.Peaks(1e9, 2e9))
+    out, run = tmp_path / "new", tmp_path / "run"
+    save_model(run, SMALL, model.variables)
+    cases = (f"--run={run}", "--samplers=ddpm:40,heun:5:grid=leading", "--batches=2")
     flags = ("--dtypes=bfloat16", "--repeats=4", "--budget=0.1s", "--nosweep", f"--out={out}")
-    done = benchmark(*cases, *flags)
-    assert done.returncode == 0, done.stderr
+    apps.call("benchmark", *cases, *flags, "--devices=2")
+    printed = capsys.readouterr().out
     said = r"compilation included; about \d+ s of runs: more than the budget of 0 s, since each"
-    assert re.search(rf"{said} candidate has at least 3 runs; the longest is ddpm:20", done.stdout)
+    assert re.search(rf"{said} candidate has at least 3 runs; the longest is ddpm:40", printed)
     record = json.loads((out / "results.json").read_text())
     ours = [row for row in record["rows"] if row["candidate"] == "diffusion_jax"]
     assert [(row["case"], row["devices"], row["evaluations"]) for row in ours] == [
-        *(("ddpm:20", 2, 20), ("heun:5:grid=leading", 2, 9))
+        *(("ddpm:40", 2, 40), ("heun:5:grid=leading", 2, 9))
     ]
     for row in ours:
         seconds = row["seconds"]["median"]
         assert row["images_per_second"] == pytest.approx(2 / seconds)
         flop = record["programs"][0]["flop_per_pass"] * row["evaluations"]
-        peak = record["peaks"]["bfloat16"]["matmul"]
         assert (row["dtype"], row["runs"]) == ("bfloat16", 3)
-        assert row["of_matmul"] == pytest.approx(flop / seconds / peak, rel=0.05)
-    assert record["about"]["flags"]["repeats"] == 4
-    assert (out / "results.md").read_text().strip() in done.stdout
-
-
-def test_the_app_measures_quality(model, tmp_path: Path) -> None:
-    """Of data without classes, for which no classifier is trained."""
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", rng.integers(0, 256, (210, 8, 8, 3), np.uint8))
-    np.save(tmp_path / "labels.npy", rng.uniform(size=(210, 3)).astype(np.float32))
-    files = {name: str(tmp_path / f"{name}.npy") for name in ("images", "labels")}
-    save_model(tmp_path / "run", model.config.override(**files), model.variables)
-    command = ("--quality", f"--run={tmp_path / 'run'}", f"--out={tmp_path}", "--cpu_devices=2")
-    command += ("--n=100", "--real_n=100", "--batches=2", "--guidance_scales=1,2")
-    for known in (0, 4):
-        done = benchmark(*command, "--samplers=ddim:2,heun:2")
-        assert done.returncode == 0, done.stderr
-        assert f"4 points, {known} of them known" in done.stdout
-    record = json.loads((tmp_path / "quality.json").read_text())
-    found = [(p["case"], p["guidance"], p["evaluations"]) for p in record["points"]]
-    want = [("ddim:2", 1, 2), ("heun:2", 1, 3), ("ddim:2", 2, 4), ("heun:2", 2, 6)]
-    assert found == want
-    assert all(p["KID"]["error"] > 0 and p["seconds"]["median"] > 0 for p in record["points"])
-    assert (tmp_path / "quality.md").read_text().strip() in done.stdout
-    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+        assert row["of_matmul"] == pytest.approx(flop / seconds / 1e9, rel=0.05)
+        assert row["of_matmul"] == 2 * row["of_convolution"]
+    assert [row["error"] is None for row in ours] == [True, False]
+    assert record["configuration"]["network"] == SMALL.network
+    assert (out / "results.md").read_text().strip() in printed
+    assert (out / "results.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--quality", "--samplers=ddmi"], "samplers='ddmi' is unknown: choose from ddpm"),
-        (["--quality", CASE, "--n=99"], "n=99: it must be at least 100"),
-        (["--quality", CASE, "--real_n=9"], "real_n=9: it must be at least 100"),
+        (["--samplers=dppm:5"], "sampler='dppm' is unknown: did you mean"),
+        (["--samplers=ddim:21"], r"steps=21: it must be in 1\.\.20"),
         (
-            ["--quality", CASE, "--guidance_scales=x"],
-            "guidance_scales=x: they must be finite numbers",
+            ["--dtypes=float16"],
+            "dtypes='float16' is unknown: .*choose from float32, tf32, bfloat16",
         ),
-        (["--quality", CASE, "--batches=2,4"], "with --quality, give one of each"),
-        (["--quality", CASE, "--run=none"], "run='none': there is no such folder"),
-        (["--samplers=dppm:5"], "samplers='dppm' is unknown: choose from ddpm"),
-        (["--samplers=ddim"], "samplers=ddim: write each as ddim:25"),
-        (["--samplers=ddim:21"], "steps=21: it must be in 1..20"),
-        (["--dtypes=float16"], "dtypes='float16' is unknown: choose from float32, tf32, bfloat16"),
-        (["--against=torch", "--dtypes=float32,tf32", CASE], "choose one of float32 and tf32"),
+        (["--against=torch", "--dtypes=float32,tf32"], "choose one of float32 and tf32"),
         (["--budget=soon"], "budget=soon: write it as 150s, 5min or 1h"),
         (["--against=tensorflow"], "against=tensorflow: choose from torch"),
-        (["--batches=0", CASE], "batches=0: give numbers from 1 up"),
-        (
-            ["--batches=3", CASE, "--device_counts=2", "--cpu_devices=2"],
-            "batch_size=3 is not divisible",
-        ),
+        (["--batches=0"], "batches=0: give numbers from 1 up"),
+        (["--batches="], "batches and dtypes: give at least one of each"),
+        (["--repeats=0"], "repeats=0: it must be at least 1"),
+        (["--batches=3", "--device_counts=2"], "batch_size=3 is not divisible"),
+        (["--run=none"], "run='none': there is no such folder"),
+        (["--out=Makefile"], "out='Makefile' is a file: name a folder"),
     ],
 )
-def test_what_cannot_be_is_one_line(tmp_path: Path, flags: list[str], message: str) -> None:
-    done = benchmark(*flags, f"--out={tmp_path / 'none'}")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert message in done.stderr
+def test_bad_input_is_refused_before_anything_runs(tmp_path, flags: list[str], message) -> None:
+    command = ("benchmark", *SPECS, "--samplers=ddim:5", f"--out={tmp_path / 'none'}", *flags)
+    with pytest.raises(InputError, match=message):
+        apps.call(*command)
     assert not (tmp_path / "none").exists()

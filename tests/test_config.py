@@ -1,4 +1,4 @@
-"""The configuration as JSON, its checks and its presets; contexts as text; the metrics file."""
+"""The configuration as JSON, its checks and presets, contexts as text, and the metrics file."""
 
 import dataclasses
 import json
@@ -6,24 +6,22 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax import contexts, metrics
-from diffusion_jax.config import Config
+from diffusion_jax.data import contexts
+from diffusion_jax.runs import metrics
+from diffusion_jax.runs.config import Config
 from diffusion_jax.typing import InputError
 from experiments.presets import PRESETS
 
-CHANGED = Config().override(
-    images="a.npy",
+CHANGED = Config(
+    data="npy:images=a.npy",
     class_names=("x", "y"),
-    n_cfeat=2,
-    class_frequencies=(1.0, 2.0, 0.0, 0.0, 0.5),
     null_context=True,
-    n_feat=24,
-    norm="group",
-    timesteps=40,
-    schedule="cosine",
+    network="context_unet:n_feat=24:norm=group",
+    schedule="cosine:steps=40",
+    loss="mse:weighting=min_snr:gamma=3",
+    optimizer="adam:0.25:decay=cosine:warmup=5",
     epochs=7,
-    learning_rate=0.25,
-    flips=("all",),
+    augment="flips",
 )
 
 
@@ -41,80 +39,61 @@ def test_a_configuration_survives_json(config: Config) -> None:
     assert hash(back) == hash(config), "lists have become tuples again"
 
 
-def test_override_sets_fields_of_every_group_and_no_others() -> None:
-    assert CHANGED.data.class_names == ("x", "y")
-    assert CHANGED.network.n_feat == 24
-    assert CHANGED.diffusion.timesteps == 40
-    assert CHANGED.training.learning_rate == 0.25
-    assert CHANGED.training.batch_size == Config().training.batch_size
-    assert Config() == Config().override()
+def test_specs_are_stored_with_every_option() -> None:
+    assert Config(schedule="linear:steps=40") == Config(
+        schedule="linear:beta_max=0.02:steps=40:beta_min=0.0001"
+    )
+    assert CHANGED.loss == "mse:noising=ddpm:weighting=min_snr:gamma=3:times=uniform"
 
 
-def test_fields_have_names_of_their_own_over_all_groups() -> None:
-    names = [name for group in Config().to_dict().values() for name in group]
-    assert len(names) == len(set(names)), "each is one flag"
+def test_components_are_built_as_described() -> None:
+    assert CHANGED.build_network().n_feat == 24
+    assert CHANGED.build_schedule().steps == 40
+    assert CHANGED.n_cfeat == 2
+    weights = CHANGED.build_loss().weights(CHANGED.build_prediction(), CHANGED.build_schedule())
+    snr = 1 / CHANGED.build_schedule().ratio[1:] ** 2
+    np.testing.assert_allclose(weights[1:], np.minimum(snr, 3) / snr)  # the weights of eps
 
 
 def test_a_configuration_cannot_be_changed_in_place() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Config().training.epochs = 3
+        Config().epochs = 3
 
 
 def test_differences_are_named_with_both_values() -> None:
     assert CHANGED.differences(CHANGED) == []
-    other = CHANGED.override(n_feat=32, images="b.npy", learning_rate=0.5)
-    assert CHANGED.differences(other) == [
-        "images: 'a.npy' -> 'b.npy'",
-        "n_feat: 24 -> 32",
-        "learning_rate: 0.25 -> 0.5",
-    ]
-
-
-def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(InputError, match=r"^there is no option n_feet$"):
-        Config().override(n_feet=8, epochs=3)
+    other = CHANGED.override(prediction="v", epochs=8)
+    assert CHANGED.differences(other) == ["prediction: eps -> v", "epochs: 7 -> 8"]
 
 
 @pytest.mark.parametrize(
-    ("group", "change", "message"),
+    ("change", "message"),
     [
-        ("training", {"momentum": 0.9}, "the fields of training are not this version's: momentum"),
-        ("network", {"n_feat": "64"}, "n_feat='64': it must be of type int"),
-        ("diffusion", {"timesteps": None}, "timesteps=None: it must be of type int"),
-        ("diffusion", {"timesteps": 500.5}, "timesteps=500.5: it must be of type int"),
-        ("diffusion", {"beta_min": "0"}, "beta_min='0': it must be of type float"),
-        ("data", {"class_names": "ab"}, "class_names='ab': it must be of type tuple"),
-        ("training", {"lr_schedule": {}}, "lr_schedule={}: it must be of type str"),
-        ("ema", {"decay": 0.9}, "ema are not this version's"),
+        ({"momentum": 0.9}, "has the unknown fields momentum"),
+        ({"epochs": "64"}, "epochs='64': it must be like 32"),
+        ({"epochs": 500.5}, "epochs=500.5: it must be like 32"),
+        ({"keep_probability": "0"}, "keep_probability='0': it must be like 0.9"),
+        ({"class_names": "ab"}, "class_names='ab': it must be like"),
+        ({"class_names": [1]}, r"class_names=\[1\]: it must be like"),
+        ({"image_shape": [16.5, 16, 3]}, "image_shape=.*: it must be like"),
+        ({"schedule": {}}, "schedule={}: it must be like 'course'"),
+        ({"schedule": "quartic"}, "schedule='quartic' is unknown"),
     ],
 )
-def test_stored_fields_that_are_not_this_versions_are_named(group, change, message) -> None:
+def test_stored_fields_that_are_not_this_versions_are_named(change, message) -> None:
+    with pytest.raises(InputError, match=message):
+        Config.from_dict(as_json(Config()) | change, "runs/a/config.json")
+
+
+def test_a_stored_field_that_is_missing_is_named() -> None:
     stored = as_json(Config())
-    stored.setdefault(group, {}).update(change)
-    with pytest.raises(InputError, match=f"^runs/a/config.json: .*{message}"):
-        Config.from_dict(stored, "runs/a/config.json")
-
-
-def test_fields_that_an_earlier_version_did_not_have_get_their_defaults() -> None:
-    stored = as_json(CHANGED)
-    for name in ("loss_weighting", "weighting_gamma", "time_sampling"):
-        del stored["training"][name]
-    assert Config.from_dict(stored, "x") == CHANGED
-    del stored["network"]["n_feat"]
-    assert Config.from_dict(stored, "x") == CHANGED.override(n_feat=64)
-
-
-def test_a_stored_group_that_is_missing_is_named() -> None:
-    stored = as_json(Config())
-    del stored["training"]
-    with pytest.raises(InputError, match=r"^x: the fields of training are missing$"):
+    del stored["loss"]
+    with pytest.raises(InputError, match=r"^x does not have fields loss$"):
         Config.from_dict(stored, "x")
 
 
 def test_a_whole_number_is_a_float_too() -> None:
-    stored = as_json(Config())
-    stored["training"]["learning_rate"] = 1
-    assert Config.from_dict(stored, "x").training.learning_rate == 1
+    assert Config.from_dict(as_json(Config()) | {"keep_probability": 1}, "x").keep_probability == 1
 
 
 # -------------------------------------------------------------------------------- bad values
@@ -123,136 +102,92 @@ def test_a_whole_number_is_a_float_too() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("n_images", 0, "n_images=0: it must be at least 1"),
-        ("data_seed", -1, "data_seed=-1: it must be at least 0"),
-        ("image_size", -8, "image_size=-8: it must be at least 0"),
-        ("labels", "l.npy", "labels='l.npy' without images: give --images too"),
-        ("class_names", ("a", "b", "a"), "class_names=a,b,a: each must be another"),
+        ("data", "sprites:n=x", "data=sprites:n=x: n=x: it must be a whole number"),
+        ("data", "npy:images=a.npy:names=a", "npy has no option names: did you mean class_names"),
+        ("data", "spirtes", "data='spirtes' is unknown: did you mean sprites?"),
         ("network", "vit", "network='vit' is unknown: choose from context_unet"),
-        ("n_feat", 12, "n_feat=12: give a multiple of 8 from 8 up"),
-        ("n_feat", 0, "n_feat=0: give a multiple of 8"),
-        ("image_shape", (8, 8, 0), "in_channels=0: give an integer from 1 up"),
-        ("image_shape", (10, 16, 3), "height=10: give a multiple of 4 from 8 up"),
-        ("image_shape", (16, 4, 3), "width=4: give a multiple of 4 from 8 up"),
-        ("n_cfeat", 0, "n_cfeat=0: give an integer from 1 up"),
-        ("schedule", "quartic", "schedule='quartic' is unknown: choose from linear, notes"),
-        ("timesteps", 0, "a schedule of 0 steps: it must have at least 1"),
-        ("beta_min", -1.0, r"beta_min=-1.0, beta_max=0.02: they must obey 0 < beta_min"),
-        ("beta_min", float("nan"), "beta_min=nan"),
-        ("beta_max", 1.0, "beta_max=1.0: they must obey"),
-        ("beta_max", 1e-5, "beta_max=1e-05: they must obey"),
-        ("parameterization", "noise", "parameterization='noise' is unknown: choose from eps"),
-        ("noising", "flow", "noising='flow' is unknown: choose from ddpm, notes"),
-        ("epochs", 0, "epochs=0: it must be at least 1"),
-        ("batch_size", 0, "batch_size=0: it must be at least 1"),
-        ("n_images", 10**12, "n_images=1000000000000: it must be at most 10000000"),
-        ("learning_rate", 0.0, "learning_rate=0.0: it must be above 0"),
-        ("learning_rate", float("nan"), "learning_rate=nan: it must be above 0"),
-        ("lr_schedule", "step", "lr_schedule='step' is unknown: choose from notes"),
-        ("warmup_steps", -1, "warmup_steps=-1: it must be at least 0"),
-        ("ema_decay", 1.0, r"ema_decay=1.0: it must be in \[0, 1\)"),
-        ("ema_decay", -0.1, r"ema_decay=-0.1: it must be in \[0, 1\)"),
-        ("ema_profile", "box", "ema_profile='box' is unknown: choose from exponential, power"),
-        ("ema_sigma_rel", 0.3, "ema_sigma_rel=0.3: it must be above 0 and below 0.2887"),
-        ("ema_snapshots", -1, "ema_snapshots=-1: it must be at least 0"),
-        ("grad_clip", -1.0, "grad_clip=-1.0: it must be at least 0"),
-        ("grad_clip", float("nan"), "grad_clip=nan: it must be at least 0"),
-        ("held_out", 1.0, r"held_out=1.0: it must be in \[0, 1\)"),
+        ("network", "context_unet:n_feat=12", "n_feat=12: give a multiple of 8 from 8 up"),
+        ("network", "context_unet:shortcut=random", "shortcut=random: it must be conv, none"),
+        ("network", "context_unet:norm=layer", "norm=layer: it must be batch, group"),
+        ("image_shape", (10, 10, 3), "height=10: give a multiple of 4 from 8 up"),
+        ("class_names", (), "class_names: 0 of them"),
+        ("schedule", "quartic", "schedule='quartic' is unknown: choose from linear, course"),
+        ("schedule", "linear:steps=0", "steps=0: a schedule must have 1 to"),
+        ("schedule", "linear:beta_min=0", "beta_min=0.0, beta_max=0.02: they must obey 0 <"),
+        ("schedule", "linear:beta_max=1", "beta_max=1.0: they must obey"),
+        ("schedule", "cosine:beta_max=0.1", "cosine has no option beta_max"),
+        ("prediction", "noise", "prediction='noise' is unknown: choose from eps"),
+        ("prediction", "edm:sigma_data=0", "sigma_data=0.0: it must be above 0"),
+        ("loss", "mse:noising=flow", "noising=flow: it must be ddpm, course"),
+        ("loss", "mse:weighting=snr", "weighting=snr: it must be one of simple, min_snr"),
+        ("loss", "mse:gamma=2", "mse has no option gamma"),
+        ("loss", "mse:weighting=p2:gamma=-1", "gamma=-1.0: it must be above 0"),
+        ("loss", "mse:times=normal", "times=normal: it must be one of uniform, lognormal"),
+        ("loss", "mse:weighting=edm", "the weights of this weighting and prediction are not"),
+        ("optimizer", "adam:0", "learning_rate=0.0: it must be above 0"),
+        ("optimizer", "adam:1e-320", "learning_rate=1e-320: it must be above 0"),
+        ("optimizer", "adam:nan", "learning_rate=nan: it must be a number"),
+        ("optimizer", "adam:decay=step", "decay=step: it must be one of course, constant"),
+        ("optimizer", "adam:warmup=-1", "warmup=-1: it must be 0 or more"),
+        ("optimizer", "adam:clip=1e-320", "clip=1e-320: it must be at least 1e-12, or 0 for none"),
+        ("ema", "exponential:decay=1", r"decay=1.0: it must be in \[0, 1\)"),
+        ("ema", "box", "ema='box' is unknown: choose from none, exponential, power"),
+        ("ema", "power:0.3", "sigma_rel=0.3: it must be above 0 and below 0.2887"),
+        ("ema", "power:snapshots=-1", "snapshots=-1: it must be in 0..1024"),
+        ("ema", "exponential:sigma_rel=0.1", "exponential has no option sigma_rel"),
+        ("augment", "flips:classes=heroes", "classes='heroes' is unknown: did you mean hero?"),
+        ("epochs", 0, "epochs=0: it must be in 1..1000000"),
+        ("batch_size", 0, "batch_size=0: it must be in 1..65536"),
         ("keep_probability", 1.5, r"keep_probability=1.5: it must be in \[0, 1\]"),
         ("keep_probability", float("nan"), "keep_probability=nan"),
-        ("loss_weighting", "snr", "loss_weighting='snr' is unknown: choose from simple, min_snr"),
-        ("weighting_gamma", -1.0, "weighting_gamma=-1.0: it must be at least 0"),
-        ("weighting_gamma", 2.0, "weighting_gamma=2.0: simple takes none, leave it at 0"),
-        ("time_sampling", "normal", "time_sampling='normal' is unknown: choose from uniform, log"),
-        ("seed", -1, "seed=-1: it must be at least 0"),
-        ("seed", 2**32, "seed=4294967296: it must be in 0..4294967295"),
+        ("seed", -1, "seed=-1: it must be in"),
+        ("seed", 2**32, "seed=4294967296: it must be in"),
+        ("dtype", "float16", "dtype='float16' is unknown"),
     ],
 )
 def test_bad_values_are_named_with_what_would_be_right(field, value, message) -> None:
+    changes = {field: value}
+    if value == "mse:weighting=edm":
+        changes["schedule"] = "linear:beta_max=0.9"
     with pytest.raises(InputError, match=message):
-        Config().override(**{field: value})
+        Config(**changes)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("fields", "message"),
     [
-        ({"schedule": "cosine", "beta_max": 0.1}, "beta_max=0.1: schedule cosine takes offset"),
-        ({"schedule": "flow", "beta_min": 0.1}, "beta_min=0.1: schedule flow takes none"),
-        *(
-            ({"schedule": name, "parameterization": "v", "noising": "notes"}, "noising='notes'")
-            for name in ("karras", "flow")
+        ({"schedule": "flow"}, "prediction=eps on a schedule that ends in pure noise"),
+        ({"schedule": "linear:zero_snr=true"}, "prediction=eps on a schedule that ends in pure"),
+        (
+            {"schedule": "karras", "prediction": "v", "loss": "mse:noising=course"},
+            "noising=course needs a variance preserving schedule",
         ),
+        ({"augment": "flips:classes=hero", "null_context": True}, "classes='hero' is unknown"),
     ],
 )
-def test_values_that_do_not_go_together(values: dict, message: str) -> None:
+def test_fields_that_do_not_fit_together_are_refused(fields, message) -> None:
     with pytest.raises(InputError, match=message):
-        Config().override(**values)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "alpha_bar"), [("scaled_linear", 0.00466), ("linear", 4.036e-5)]
-)
-def test_a_schedule_has_its_own_betas(schedule: str, alpha_bar: float) -> None:
-    """Latent diffusion's and DDPM's published ends, of 1,000 steps."""
-    built = Config().override(schedule=schedule, timesteps=1000).diffusion.build()
-    assert built.alpha[-1] ** 2 == pytest.approx(alpha_bar, rel=2e-3)
-    steeper = Config().override(schedule=schedule, timesteps=1000, beta_max=0.03)
-    assert steeper.diffusion.build().beta[-1] == pytest.approx(0.03, rel=1e-12)
+        Config(**fields)
 
 
 # ----------------------------------------------------------------------------------- presets
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_build_what_they_describe(name: str) -> None:
-    config = PRESETS[name]()
-    assert config.network.build().n_feat == config.network.n_feat
-    assert config.diffusion.build().steps == config.diffusion.timesteps
+def test_presets_describe_themselves(name: str) -> None:
+    assert PRESETS[name]() == Config.from_dict(as_json(PRESETS[name]()), "x")
     assert PRESETS[name].__doc__, "--help shows it"
 
 
-def test_the_notes_preset_is_the_notes() -> None:
-    """Hyperparameters of the course's training notebook."""
-    config = PRESETS["notes"]()
-    assert (config.diffusion.timesteps, config.diffusion.schedule) == (500, "notes")
-    beta = config.diffusion.build().beta
-    assert (beta[0], beta[-1]) == pytest.approx((1e-4, 0.02), rel=1e-12)
-    assert (config.network.n_feat, config.network.n_cfeat) == (64, 5)
-    assert config.network.image_shape == (16, 16, 3)
-    assert (config.training.batch_size, config.training.epochs) == (100, 32)
-    assert (config.training.learning_rate, config.training.lr_schedule) == (1e-3, "notes")
-    assert (config.training.keep_probability, config.training.ema_decay) == (0.9, 0)
-    assert not config.training.grad_clip
-    assert not config.training.warmup_steps
-
-
-@pytest.mark.parametrize(
-    "names", [("x" * 100_000, "y"), ("\x1b[2J", "y"), ("none", "y"), ("", "y")]
-)
-def test_stored_class_names_that_cannot_be_shown_are_refused(names) -> None:
-    stored = as_json(CHANGED)
-    stored["data"]["class_names"] = names
-    with pytest.raises(InputError, match=r"class name '.*': give it another one") as caught:
-        Config.from_dict(stored, "config.json")
-    assert len(str(caught.value)) < 300
-    assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("names", [["x"], ["x", "y", "z"]])
-def test_as_many_stored_class_names_as_features(names) -> None:
-    stored = as_json(CHANGED)
-    stored["data"]["class_names"] = names
-    message = rf"^config\.json: {len(names)} class_names for n_cfeat=2"
-    with pytest.raises(InputError, match=message):
-        Config.from_dict(stored, "config.json")
-
-
-@pytest.mark.parametrize("fingerprint", [["x"], ["1", "2", "3"], 4, [1, 2, 3, 4], [[]] * 4])
-def test_a_stored_fingerprint_is_four_texts(fingerprint) -> None:
-    stored = as_json(CHANGED)
-    stored["data"]["fingerprint"] = fingerprint
-    with pytest.raises(InputError, match="fingerprint="):
-        Config.from_dict(stored, "config.json")
+def test_the_course_preset_is_the_course() -> None:
+    """Expect the hyperparameters of the course's training notebook."""
+    config = PRESETS["course"]()
+    assert config.schedule.startswith("course:steps=500:beta_min=0.0001:beta_max=0.02")
+    assert config.build_network().n_feat == 64
+    assert (config.n_cfeat, config.image_shape) == (5, (16, 16, 3))
+    assert (config.batch_size, config.epochs, config.keep_probability) == (100, 32, 0.9)
+    assert config.optimizer == "adam:learning_rate=0.001:warmup=0:clip=0:decay=course"
+    assert config.ema == "none"
 
 
 # ---------------------------------------------------------------------------------- contexts
@@ -280,22 +215,6 @@ def test_contexts_are_read_as_people_write_them(text: str, vectors: list) -> Non
     np.testing.assert_array_equal(
         contexts.parse(text, NAMES), np.array(vectors, np.float32), strict=True
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "vector"),
-    [("2", [0, 0, 1]), ("0", [1, 0, 0]), ("2,0", [1, 0, 1]), ("1=0.5", [0, 0.5, 0])],
-)
-def test_classes_may_be_called_by_numbers(text: str, vector: list) -> None:
-    assert contexts.parse(text, ("0", "1", "2")).tolist() == [vector]
-    assert contexts.parse("0.0,1.0,0.0", ("0", "1", "2")).tolist() == [[0, 1, 0]]
-    assert contexts.parse("7", ("7",)).tolist() == [[1]]
-    with pytest.raises(InputError, match=r"'0,1,0' could be names or numbers: write 0=1 for the c"):
-        contexts.parse("0,1,0", ("0", "1", "2"))
-
-
-def test_a_name_may_hold_the_signs_of_contexts() -> None:
-    assert contexts.parse("a,b=1; c", ("a,b=1", "c")).tolist() == [[1, 0], [0, 1]]
 
 
 def test_by_class_is_the_context_of_each_name() -> None:

@@ -1,4 +1,4 @@
-"""The convolution and its gradients, against jax's and against sums in float64."""
+"""Compare the convolution and its gradients with jax's, and with sums in float64."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def test_gradients(size: int, inputs: int, outputs: int) -> None:
 
 
 def sums(x, kernel, g):
-    """A convolution and its gradients by nine products, in NumPy and float64."""
+    """Compute a convolution and its gradients by nine products, in NumPy and float64."""
     x, kernel, g = (np.asarray(a, np.float64) for a in (x, kernel, g))
     _, height, width, _ = x.shape
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -53,7 +53,7 @@ def sums(x, kernel, g):
 
 
 def errors(x, kernel, g):
-    """Of winograd's convolution and gradients, and of the plain ones, relative to the norm."""
+    """Return errors of winograd and of plain convolutions and gradients, relative to the norm."""
     wanted = sums(x, kernel, g)
     y, pullback = jax.vjp(convolve, x, kernel)
     plainly = plain(x, kernel), *convolution._plain_gradients(x, kernel, g)
@@ -104,7 +104,7 @@ def test_winograd_in_parts_of_the_batch(batch: int, parts: int, monkeypatch) -> 
     ],
 )
 def test_what_winograd_does_not_suit(shape, channels, dtype) -> None:
-    """Few channels, odd sizes and low precision are computed all the same."""
+    """Expect correct results for few channels, odd sizes and low precision."""
     inputs, outputs = channels
     x, kernel, g = drawn(0, (*shape, inputs), (3, 3, *channels), (*shape, outputs), dtype=dtype)
     assert not winograd.suits(x, kernel)
@@ -126,7 +126,7 @@ def test_patches_in_parts_of_the_batch(batch: int, parts: int, monkeypatch) -> N
 
 
 def test_parts_add_up_in_float32(monkeypatch) -> None:
-    """In bfloat16, 257 rounds to 256: a sum of ones by one image at a time would stop there."""
+    """Sum ones. In bfloat16, 257 rounds to 256, so a sum image by image would stop there."""
     monkeypatch.setattr(winograd, "CACHE", 0)
     ones = (jnp.ones(shape, jnp.bfloat16) for shape in ((512, 1, 1, 8), (3, 3, 8, 1)))
     ours, _ = gradients_of_kernel(*ones, jnp.ones((512, 1, 1, 1), jnp.bfloat16))
@@ -135,7 +135,7 @@ def test_parts_add_up_in_float32(monkeypatch) -> None:
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_plain_kernels_differentiate_in_forward_mode(norm: str) -> None:
-    """The derivative by x and by the parameters, along one direction, against differences."""
+    """Compare the derivative by x and by the parameters along a direction with differences."""
     with jax.enable_x64(True):
         network = ContextUnet((8, 8, 1), n_feat=8, norm=norm, kernels="plain", dtype=jnp.float64)
         variables = jax.tree.map(np.float64, random_variables(network))

@@ -1,14 +1,15 @@
-"""Editing: RePaint's table, inpainting against exact conditionals, starts, masks, interpolation."""
+"""Editing: RePaint's tableau, inpainting against exact conditionals, starts, masks, slerp."""
 
 import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import editing, grids, samplers, schedules
-from diffusion_jax.denoisers import Guidance
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion.guidance import Guidance
 from diffusion_jax.samplers import analysis
 from diffusion_jax.samplers.tableau import XI
-from diffusion_jax.sampling import Start, initial_noise, sample
+from diffusion_jax.sampling import Start, editing, initial_noise, sample
 from diffusion_jax.typing import InputError
 from tests.interpreter import interpret, mixture
 
@@ -40,9 +41,9 @@ def test_repaint_walks_as_the_paper_says() -> None:
 
 @pytest.mark.parametrize("make", [schedules.linear, schedules.flow])
 def test_jumps_keep_the_marginals(make) -> None:
-    """On Gaussian data a jump adds the noise that a level has: the error stays DDPM's, of order 1.
+    """Expect DDPM's error on Gaussian data, of order 1: a jump adds exactly the noise of a level.
 
-    With a little more noise it does not fall.
+    If a jump added slightly more noise, the error would not fall.
     """
     schedule = make(1000)
     data = analysis.Gaussian(np.array([0.4, -0.8]), np.array([0.25, 1.5]))
@@ -57,7 +58,7 @@ def test_jumps_keep_the_marginals(make) -> None:
 
 
 def test_jumps_bring_inpainting_to_the_exact_conditional() -> None:
-    """Two correlated Gaussians, one known: its partner has a known mean and variance."""
+    """Inpaint one of two correlated Gaussians. Given the other, its mean and variance are known."""
     covariance = np.array([[1.0, 0.9], [0.9, 1.0]])
     value = 1.3
     grid = grids.trailing(SCHEDULE, 250)
@@ -101,7 +102,7 @@ def test_the_tail_of_a_grid() -> None:
     assert tail.t.tolist() == [300, 200, 100, 0]
     assert editing.tail(SCHEDULE, grid, 1.0).t.tolist() == grid.t.tolist()
     hundred = grids.trailing(schedules.linear(100), 100)
-    for strength in np.arange(1, 101) / 100:  # 0.29 * 100 < 29
+    for strength in np.arange(1, 101) / 100:  # because 0.29 * 100 < 29
         assert editing.tail(schedules.linear(100), hundred, strength).t[0] == round(100 * strength)
     thirds = grids.trailing(schedules.linear(300), 3)
     with pytest.raises(InputError, match=r"starts at 0.333333:"):
@@ -223,9 +224,8 @@ def test_masks_that_do_not_fit(model, images, mask: np.ndarray) -> None:
 
 def test_a_worse_model_must_be_alike(model) -> None:
     table = samplers.build("ddim", model.schedule, 3)
-    config = model.config.override(timesteps=50)
-    other = model._replace(config=config)
-    with pytest.raises(InputError, match="the other model was trained on"):
+    other = model._replace(schedule=schedules.course(50))
+    with pytest.raises(InputError, match="the other model was trained with another schedule"):
         sample(model, table, 2, guidance=2.0, worse=other)
     with pytest.raises(InputError, match="a worse model without guidance"):
         sample(model, table, 2, worse=model)

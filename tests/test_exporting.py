@@ -1,4 +1,4 @@
-"""An exported sampler: one file that draws sample's images in a process without this library."""
+"""An exported sampler is one file that draws sample's images in a process without this library."""
 
 import hashlib
 import subprocess
@@ -13,10 +13,11 @@ import pytest
 from jax import export
 
 from diffusion_jax import samplers
-from diffusion_jax.exporting import check_new, export_sampler, read_sampler, write_sampler
 from diffusion_jax.runs import load_model
 from diffusion_jax.sampling import sample
+from diffusion_jax.sampling.exporting import check_new, export_sampler, read_sampler, write_sampler
 from diffusion_jax.typing import InputError
+from tests.apps import call
 from tests.processes import HANGS
 
 pytest.importorskip("flatbuffers")
@@ -39,12 +40,11 @@ assert not [name for name in sys.modules if name.startswith(("diffusion_jax", "f
 """
 
 
-@pytest.mark.parametrize(("name", "guidance"), [("ddim", None), ("ddpm", 3.0)])
-def test_the_file_draws_the_same_images_alone(tmp_path, model, name: str, guidance) -> None:
+def test_the_file_draws_the_same_images_alone(tmp_path, model) -> None:
     context = np.random.default_rng(0).normal(size=(4, 3), scale=30).astype(np.float32)
     np.save(tmp_path / "context.npy", context)
-    tableau = samplers.build(name, model.schedule, 4)
-    sampler = export_sampler(model, tableau, guidance=guidance is not None)
+    tableau, guidance = samplers.build("ddpm", model.schedule, 4), 3.0
+    sampler = export_sampler(model, tableau, guidance=True)
     write_sampler(tmp_path / "a.sampler", sampler)
     command = [sys.executable, "-c", ALONE, str(tmp_path)]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=HANGS)
@@ -56,12 +56,11 @@ def test_the_file_draws_the_same_images_alone(tmp_path, model, name: str, guidan
 
 
 def test_the_app_exports_the_projects_own_model(tmp_path) -> None:
-    """Whose layers are wide enough for Winograd's algorithm, here for any number of images."""
+    """Export a model whose layers are wide enough for Winograd, here for any number of images."""
     context = np.eye(5, dtype=np.float32)[[3, 0, 1, 4]]
     np.save(tmp_path / "context.npy", context)
-    platforms = "--platforms=cpu", "--platforms=cuda"
-    command = ["-m", "experiments.export", "--steps=2", f"--to={tmp_path}/a.sampler", *platforms]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, timeout=HANGS)
+    flags = (f"--from={ROOT / SHIPPED}", f"--to={tmp_path}/a.sampler", "--sampler=sa_solver:2")
+    call("convert", *flags, "--platforms=cpu", "--platforms=cuda")
     subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True, timeout=HANGS)
     model = load_model(ROOT / SHIPPED)
     tableau = samplers.build("sa_solver", model.schedule, 2)

@@ -1,7 +1,7 @@
-"""A campaign of faults: whatever happens to a run, the same command ends it to the same bits.
+"""Inject faults into a run. Whatever happens, the same command must end it with the same bits.
 
-Damage at rest, failures while it writes, and kills, injected into the app. No fault may lose a run
-or change it, and none that costs anything may pass in silence.
+Faults are damage at rest, failures of writing, and kills. No fault may lose or change a run, and
+the app must report every fault that costs something.
 """
 
 import contextlib
@@ -25,61 +25,44 @@ from typing import NamedTuple
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import checkpoints, metrics, runs, training
+from diffusion_jax import runs
 from diffusion_jax.data.batches import indices
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.runs import checkpoints, metrics
 from diffusion_jax.typing import InputError, RunWarning
 from tests import conftest
+from tests.apps import compile_once
 
 ROOT = Path(__file__).parent.parent
 FLAGS = (
-    *("--n_feat=8", "--timesteps=20", "--batch_size=8", "--ema_decay=0.5"),
-    *("--save_every=1", "--keep=9", "--report=False"),
+    *("--network=context_unet:n_feat=8", "--schedule=course:steps=20", "--batch_size=8"),
+    *("--ema=exponential:0.5", "--save_every=1", "--keep=9", "--report=False"),
 )
-STEPS = (3, 5, 8)  # of the checkpoints in three epochs of 20 images in batches of 8
+STEPS = (3, 5, 8)  # checkpoints of three epochs of 20 images in batches of 8
 KILLS = 12
-DISKS = ("", "50k", "200k", "500k", "1m", "2m")  # the sizes of small ones
+DISKS = ("", "50k", "200k", "500k", "1m", "2m")  # sizes of small disks
 
 
 # ------------------------------------------------------------------------------- the app here
 
 
-def once(make: Callable) -> Callable:
-    """Make each thing once, by the text of what it is made of: nothing compiles twice."""
-    made: dict[str, object] = {}
-
-    def made_before(*args):
-        key = repr(args)
-        if key not in made:
-            made[key] = make(*args)
-        return made[key]
-
-    return made_before
-
-
 def train(run: Path, data: Path) -> tuple[object, str]:
-    """Run the app in this process. Returns its exit code and what it wrote to stderr."""
+    """Run the app in this process. Return its exit code and what it wrote to stderr."""
     from absl import flags
 
-    from experiments import flags as shared
+    from experiments import app
     from experiments.train import main
 
     flags.FLAGS.unparse_flags()
-    sys.argv = [
-        "train",
-        *FLAGS,
-        "--epochs=3",
-        "--cpu_devices=1",
-        f"--images={data}",
-        f"--run={run}",
-    ]
+    where = (f"--data=npy:images={data}", f"--run={run}", "--cpu_devices=1")
+    sys.argv = ["train", *FLAGS, "--epochs=3", *where]
     code, err = 0, io.StringIO()
     with contextlib.redirect_stderr(err), contextlib.redirect_stdout(io.StringIO()):
         try:
-            shared.run(main)
+            app.run(main)
         except SystemExit as stopped:
             code = stopped.code or 0
         except Exception:
@@ -89,9 +72,8 @@ def train(run: Path, data: Path) -> tuple[object, str]:
 
 
 def content(run: Path, step: int) -> list[np.ndarray]:
-    """All arrays of a checkpoint, and the losses up to it."""
-    with checkpoints.open_checkpoints(run) as manager:
-        items = checkpoints.restore(manager, step, model=None, training=None)
+    """Return all arrays of a checkpoint, and the losses up to it."""
+    items = checkpoints.restore(run, step, model=None, training=None)
     losses = np.frombuffer((run / "metrics.jsonl").read_bytes(), np.uint8)
     return [*map(np.asarray, jax.tree.leaves((items["model"], items["training"]))), losses]
 
@@ -135,7 +117,7 @@ OTHER_DAMAGES = (
 
 
 def damage(rng: random.Random, run: Path) -> str:
-    """Damage some of a run: one to all of its checkpoints, or another of its files."""
+    """Damage a part of a run: one or more of its checkpoints, or one of its other files."""
     if rng.random() < 0.25:
         how, name = rng.choice(OTHER_DAMAGES)
         how(rng, run / name)
@@ -147,15 +129,17 @@ def damage(rng: random.Random, run: Path) -> str:
     return f"{how.__name__} checkpoint"
 
 
-def loads_right_or_not(run: Path, models: dict[int, runs.Model]) -> bool:
-    """Whether load_model gives one of the checkpoints' models, or refuses."""
+def loads_right_or_not(run: Path, models: dict[int, Model]) -> bool:
+    """Return whether load_model returns the model of a checkpoint, or refuses."""
     try:
         model = runs.load_model(run)
     except InputError:
         return True
     leaves = jax.tree.leaves(model.variables)
     return any(
-        model.config == whole.config and equal(leaves, jax.tree.leaves(whole.variables))
+        model.network == whole.network
+        and np.array_equal(model.schedule[0], whole.schedule[0])
+        and equal(leaves, jax.tree.leaves(whole.variables))
         for whole in models.values()
     )
 
@@ -165,7 +149,7 @@ def loads_right_or_not(run: Path, models: dict[int, runs.Model]) -> bool:
 
 @contextlib.contextmanager
 def small_files(limit: int) -> Iterator[mock.Mock]:
-    """Refuse what would make a file larger than limit, as the system does."""
+    """Refuse any write that would make a file larger than limit, as the system does."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     try:
         yield mock.Mock(count=10**6)
@@ -175,7 +159,7 @@ def small_files(limit: int) -> Iterator[mock.Mock]:
 
 @contextlib.contextmanager
 def disk(run: Path, size: str) -> Iterator[mock.Mock]:
-    """Put a run on a disk of its own, of that size, or read-only; a large one at the end."""
+    """Put a run on a disk of this size, or on a read-only one, and enlarge it at the end."""
     run.mkdir()
     mount("-t", "tmpfs", "-o", f"size={size}" if size else "ro", "tmpfs", str(run))
     try:
@@ -188,11 +172,11 @@ def mount(*words: str) -> None:
     subprocess.run(["mount", *words], check=True)
 
 
-# What may fail, and how; and what may lie where a run writes, and be done to it from outside.
+# Operations that can fail, and how; obstacles where a run writes; disturbances from outside.
 OPERATIONS = (
     *("os.open", "os.replace", "os.rename", "os.fsync", "os.mkdir", "os.unlink", "os.rmdir"),
     *("os.listdir", "os.scandir", "os.stat", "io.open", "shutil.copyfile"),
-    *("diffusion_jax.metrics.append", "diffusion_jax.manifests.seal"),
+    *("diffusion_jax.runs.metrics.append", "diffusion_jax.runs.manifests.seal"),
 )
 ERRORS = (errno.EACCES, errno.EIO, errno.EMFILE, errno.ENOSPC, errno.EROFS)
 PLACES = (
@@ -206,7 +190,7 @@ DISTURBANCES: dict[str, Callable[[Path], object]] = {
     "all checkpoints gone": lambda run: [shutil.rmtree(path) for path in (run / "state").iterdir()],
     "foreign folder": lambda run: (run / "state" / "99").mkdir(),
     "foreign file": lambda run: (run / "state" / "7").write_text("mine"),
-    "foreign save": lambda run: (run / "state" / "7.orbax-checkpoint-tmp-1").mkdir(),
+    "foreign save": lambda run: (run / "state" / ".7.partial").mkdir(),
     "lock gone": lambda run: (run / "lock").unlink(),
 }
 CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -224,7 +208,7 @@ def newest_folder(run: Path) -> Path:
 
 @contextlib.contextmanager
 def intercepted(name: str, run: Path, act: Callable[[int], object]) -> Iterator[mock.Mock]:
-    """Call act with the number of each call of a function on files of a run, before it."""
+    """Before each call of a function on files of a run, call act with the number of the call."""
     module, function = name.rsplit(".", 1)
     original = getattr(sys.modules[module], function)
     counted = mock.Mock(count=0)
@@ -240,17 +224,17 @@ def intercepted(name: str, run: Path, act: Callable[[int], object]) -> Iterator[
 
 
 class Trial(NamedTuple):
-    """Where a fault is injected: a new run, beside a whole one."""
+    """The place of a fault: a new run, beside a complete one."""
 
     rng: random.Random
     run: Path
     whole: Path
     data: Path
-    models: dict[int, runs.Model]
+    models: dict[int, Model]
     mounts: bool  # whether this process may mount file systems
 
     def begun(self) -> None:
-        """Begin the run, up to its last checkpoint but one."""
+        """Begin the run, up to its second-to-last checkpoint."""
         shutil.copytree(self.whole, self.run)
         shutil.rmtree(self.run / "state" / "8")
 
@@ -265,7 +249,7 @@ def damaged(trial: Trial) -> tuple[str, list[str]]:
 
 
 def failing(trial: Trial) -> tuple[str, list[str]]:
-    """Let a file operation fail once, or from then on, in a new run or a begun one."""
+    """Make a file operation fail once, or from then on, in a new run or a begun one."""
     name, number = trial.rng.choice(OPERATIONS), trial.rng.choice(ERRORS)
     first, once = int(40 ** trial.rng.random()), trial.rng.random() < 0.5
     if trial.rng.random() < 0.5:
@@ -281,7 +265,7 @@ def failing(trial: Trial) -> tuple[str, list[str]]:
 
 
 def short_of_room(trial: Trial) -> tuple[str, list[str]]:
-    """Train where files may not grow, or on a disk that is small or read-only."""
+    """Train where files must not grow, or on a disk that is small or read-only."""
     name = trial.rng.choice(("small files", *(["disk"] * 2 if trial.mounts else [])))
     if name == "small files":
         fault = small_files(trial.rng.choice((200, 1_000, 10_000, 50_000)))
@@ -293,13 +277,13 @@ def short_of_room(trial: Trial) -> tuple[str, list[str]]:
 
 
 def unclear(code: int, err: str) -> list[str]:
-    """What is wrong with how an app ended that something disturbed."""
+    """Return the faults in how a disturbed app ended."""
     in_one_line = code == 2 and err.count("error: ") == 1 and "Traceback" not in err
     return [] if code == 0 or in_one_line else [f"ends with {code}: {err[-1500:]}"]
 
 
 def placed(trial: Trial) -> tuple[str, list[str]]:
-    """Put a link to a victim, or a pipe, where the run has or gets a file of its own."""
+    """Put a link to a victim, or a pipe, at the place of one of the run's files."""
     trial.begun()
     place, victim = trial.run / trial.rng.choice(PLACES), trial.run.with_suffix(".victim")
     how = trial.rng.choice(("symlink", "link", "mkfifo"))
@@ -329,16 +313,16 @@ def disturbed(trial: Trial) -> tuple[str, list[str]]:
 
     def disturb(count: int) -> None:
         if count == moment:
-            with contextlib.suppress(OSError, ValueError):  # there is none yet
+            with contextlib.suppress(OSError, ValueError):  # the file does not exist yet
                 DISTURBANCES[name](trial.run)
 
-    with intercepted("diffusion_jax.metrics.append", trial.run, disturb):
+    with intercepted("diffusion_jax.runs.metrics.append", trial.run, disturb):
         code, err = train(trial.run, trial.data)
     return f"disturbed: {name}", unclear(code, err)
 
 
 def changed(trial: Trial) -> tuple[str, list[str]]:
-    """Continue a run on other data, which is put back."""
+    """Continue a run on other data, and then restore the data."""
     trial.begun()
     name, images = trial.rng.choice([*CHANGES]), np.load(trial.data)
     np.save(trial.data, CHANGES[name](images))
@@ -353,7 +337,7 @@ FAULTS: dict[Callable[[Trial], tuple[str, list[str]]], int] = {
 
 
 def mend(run: Path, err: str) -> None:
-    """Do what the messages ask for: links and pipes go, what is damaged moves away."""
+    """Do what the messages ask for: remove links and pipes, and move damaged files away."""
     for path in [*run.rglob("*")]:
         if path.is_symlink() or path.is_fifo() or (path.is_file() and path.stat().st_nlink > 1):
             path.unlink()
@@ -367,18 +351,16 @@ def mend(run: Path, err: str) -> None:
 
 
 def campaign(folder: Path, counts: dict[str, int], mounts: bool) -> Counter:
-    """In a process of its own: so many faults of each kind. Counts them, and what was wrong."""
+    """Inject a number of faults of each kind, in a separate process. Count faults and failures."""
     warnings.simplefilter("always", RunWarning)
-    make_variables = once(training.init_variables)
-    training.init_variables = lambda *args: jax.tree.map(jnp.copy, make_variables(*args))
-    training.train_chunk = once(training.train_chunk)
+    compile_once()
     rng, seen, data = random.Random(f"{folder.name}"), Counter(), folder / "images.npy"
     assert train(folder / "whole", data) == (0, mock.ANY)
     whole = content(folder / "whole", 8)
     models = {step: runs.load_model(folder / "whole", step) for step in STEPS}
     kinds = [kind for kind in FAULTS for _ in range(counts.get(kind.__name__, 0))]
     for number, kind in enumerate(kinds):
-        signal.alarm(600)  # against hanging
+        signal.alarm(600)  # stop a campaign that hangs
         run = folder / f"run{number}"
         name, faults = kind(Trial(rng, run, folder / "whole", data, models, mounts))
         code, err = train(run, data)
@@ -404,7 +386,7 @@ def write_images(folder: Path) -> None:
 
 
 def run_campaigns(folder: Path, parts: int, **counts: int) -> Counter:
-    """So many campaigns side by side; in namespaces where they can be."""
+    """Run several campaigns side by side, in namespaces if the system allows them."""
     own = ["unshare", "-rm"]
     test = [*own, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
     mounts = bool(shutil.which("unshare")) and not subprocess.run(test).returncode
@@ -449,7 +431,7 @@ def test_many_faults(tmp_path, kind: Callable) -> None:
 
 @pytest.fixture
 def start(tmp_path):
-    """Start the app on a run of 100 steps; compilations are shared."""
+    """Start the app on a run of 100 steps, with shared compilations."""
     write_images(tmp_path)
     env = {
         **os.environ,
@@ -462,7 +444,7 @@ def start(tmp_path):
         words = (
             "--epochs=40",
             "--cpu_devices=2",
-            f"--images={tmp_path}/images.npy",
+            f"--data=npy:images={tmp_path}/images.npy",
             f"--run={run}",
             *more,
         )
@@ -483,7 +465,7 @@ def wait_for_checkpoint(run: Path, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_kills_at_random_moments(start, tmp_path) -> None:
-    for run in ("first", "whole"):  # the first one compiles
+    for run in ("first", "whole"):  # the first run compiles
         begin = time.monotonic()
         with start(tmp_path / run) as process:
             process.communicate()
@@ -499,7 +481,7 @@ def test_kills_at_random_moments(start, tmp_path) -> None:
             process.kill()
             process.communicate()
         kills += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:  # it was faster: begin anew
+        if process.returncode == 0:  # the app ended before the kill: start again
             assert equal(content(run, 100), whole)
             shutil.rmtree(run)
     with start(run) as process:
@@ -547,12 +529,15 @@ def test_a_second_signal_leaves_the_last_whole_checkpoint(start, tmp_path) -> No
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_divergence_stops_or_is_skipped(start, tmp_path) -> None:
-    """One image's label overflows in the network: the steps that see it are not finite."""
+    """Use an image whose label overflows in the network: steps that see it are not finite."""
     labels = np.eye(3, dtype=np.float32)[np.arange(20) % 3]
     labels[5] = 3e38
     np.save(tmp_path / "labels.npy", labels)
     run = tmp_path / "run"
-    flags = (f"--labels={tmp_path}/labels.npy", "--keep_probability=1", "--deterministic")
+    flags = (
+        *("--keep_probability=1", "--deterministic"),
+        f"--data=npy:images={tmp_path}/images.npy:labels={tmp_path}/labels.npy",
+    )
     order = indices(0, 20, 8, 0, 100)
     bad = [step + 1 for step, chosen in enumerate(order) if 5 in chosen]
     with start(run, *flags) as process:

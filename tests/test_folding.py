@@ -1,4 +1,4 @@
-"""A network with its BatchNorms folded away computes what it computed, out of training."""
+"""A network whose BatchNorms are folded away computes the same outputs outside of training."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from tests.test_networks import jit
 
 
 def random_variables(network: ContextUnet) -> dict:
-    """Variables with no value at its default: scales and variances from 0.5 to 2."""
+    """Return variables without default values: scales and variances lie in 0.5 to 2."""
     x = jnp.zeros((1, *network.image_shape))
     shapes = jax.eval_shape(network.init, jax.random.key(0), x, jnp.zeros(()))
     rng = np.random.default_rng(0)

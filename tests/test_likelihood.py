@@ -1,4 +1,4 @@
-"""Bits per dimension against closed forms of Gaussian data, in NumPy and float64."""
+"""Compare bits per dimension with closed forms of Gaussian data, in float64 NumPy."""
 
 import sys
 
@@ -9,24 +9,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion_jax import evaluation, schedules
+from diffusion_jax import evaluation
+from diffusion_jax.diffusion import schedules
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.evaluation import likelihood
 from diffusion_jax.networks import Network
 from diffusion_jax.samplers import row_noise, sample_keys
-from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Level, Prediction
 
 SHAPE = (4, 4, 1)  # 16 dimensions
 DEVICES = jax.devices()[:2]
 SCHEDULES = {
-    "notes": schedules.notes(500),
+    "course": schedules.course(500),
     "cosine": schedules.SCHEDULES["cosine"](200),
     "karras": schedules.SCHEDULES["karras"](100),
 }
 
 
 def covariance(correlated: bool) -> np.ndarray:
-    """Of pixels whose standard deviation is 0.2 to 0.4."""
+    """Return a covariance of pixels whose standard deviations are 0.2 to 0.4."""
     rng = np.random.default_rng(0)
     if not correlated:
         return np.diag(rng.uniform(0.04, 0.16, 16))
@@ -35,7 +36,7 @@ def covariance(correlated: bool) -> np.ndarray:
 
 
 def exact_denoiser(mean: float, cov: np.ndarray):
-    """E[x0 | x] = m + a C (a^2 C + s^2)^-1 (x - a m), in the eigenbasis of C."""
+    """Return E[x0 | x] = m + a C (a^2 C + s^2)^-1 (x - a m), in the eigenbasis of C."""
     values, vectors = (jnp.asarray(part, jnp.float32) for part in np.linalg.eigh(cov))
 
     def denoise(x, level: Level) -> Prediction:
@@ -54,8 +55,11 @@ def pixels_of(mean: float, cov: np.ndarray, n: int, seed: int = 1) -> np.ndarray
 
 
 def flow_in_closed_form(schedule: NoiseSchedule, mean: float, cov, y: np.ndarray) -> np.ndarray:
-    """The flow is affine: from r to r', y - m is stretched by ((v + r'^2) / (v + r^2))^1/2 along
-    each axis of variance v; then it meets the prior."""
+    """Return the flow's bits in closed form.
+
+    The flow is affine. From r to r' it scales y - m by ((v + r'^2) / (v + r^2))^1/2 along each
+    axis of variance v. The prior gives the density there.
+    """
     values, vectors = np.linalg.eigh(cov)
     low, high = schedule.ratio[1], schedule.ratio[np.isfinite(schedule.ratio)][-1]
     last = np.flatnonzero(np.isfinite(schedule.ratio))[-1]
@@ -69,8 +73,10 @@ def flow_in_closed_form(schedule: NoiseSchedule, mean: float, cov, y: np.ndarray
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("correlated", [False, True])
 def test_the_flow_s_density_is_the_closed_form(name: str, correlated: bool) -> None:
-    """With the exact trace of correlated pixels, and by one probe, which for independent ones is
-    exact too."""
+    """Use the exact trace for correlated pixels, and one probe for independent ones.
+
+    For independent pixels, one probe is exact too.
+    """
     cov, mean, schedule = covariance(correlated), 0.1, SCHEDULES[name]
     y = pixels_of(mean, cov, 6).astype(np.float32) / 127.5 - 1
     keys = sample_keys(jax.random.key(0), jnp.arange(6, dtype=jnp.uint32))
@@ -100,7 +106,7 @@ def test_probes_estimate_the_trace_without_bias() -> None:
 
 
 def naive_bound(schedule: NoiseSchedule, mean: float, cov, pixels, keys) -> np.ndarray:
-    """Ho et al., eq. 5, written with the posteriors' means and variances, in float64."""
+    """Compute Ho et al., eq. 5, from the posteriors' means and variances, in float64."""
     x0 = pixels.astype(np.float64) / 127.5 - 1
     flat = x0.reshape(len(x0), -1)
     streams = likelihood.FORWARD - jnp.arange(schedule.steps, dtype=jnp.uint32)
@@ -128,11 +134,11 @@ def naive_bound(schedule: NoiseSchedule, mean: float, cov, pixels, keys) -> np.n
     return nats / (16 * np.log(2))
 
 
-@pytest.mark.parametrize("name", ["notes", "karras"])
+@pytest.mark.parametrize("name", ["course", "karras"])
 def test_the_bound_is_that_of_numpy(name: str) -> None:
     cov, mean = covariance(True), 0.1
     pixels = pixels_of(mean, cov, 5)
-    pixels[0, 0, :2] = [[0], [255]]  # whose bins are open
+    pixels[0, 0, :2] = [[0], [255]]  # the bins of these two pixels are open
     keys = sample_keys(jax.random.key(5), jnp.arange(5, dtype=jnp.uint32))
     chain, denoise = likelihood.chain_of(SCHEDULES[name]), exact_denoiser(mean, cov)
     x0 = pixels.astype(np.float32) / 127.5 - 1
@@ -143,7 +149,7 @@ def test_the_bound_is_that_of_numpy(name: str) -> None:
 
 
 def gap_in_closed_form(schedule: NoiseSchedule, variances: np.ndarray) -> float:
-    """The divergence of the true reverse steps, whose variance is larger, from the model's."""
+    """Return the divergence of the model's reverse steps from the true ones, of larger variance."""
     total = schedule.alpha[:, None] ** 2 * variances + schedule.sigma[:, None] ** 2
     kept = (schedule.alpha[1:] / schedule.alpha[:-1])[1:, None]
     true = total[1:-1] - (kept * total[1:-1]) ** 2 / total[2:]
@@ -153,7 +159,7 @@ def gap_in_closed_form(schedule: NoiseSchedule, variances: np.ndarray) -> float:
 
 
 def test_the_bound_is_above_the_entropy_by_what_its_variances_lack() -> None:
-    """Of independent pixels, whose whole grey levels have a known distribution."""
+    """Use independent pixels, whose grey levels have a known distribution."""
     cov, mean, n = covariance(False), 0.0, 2000
     pixels = pixels_of(mean, cov, n)
     edges = np.concatenate([[-np.inf], (np.arange(255) + 0.5) / 127.5 - 1, [np.inf]])
@@ -161,7 +167,7 @@ def test_the_bound_is_above_the_entropy_by_what_its_variances_lack() -> None:
     levels = pixels.reshape(n, 16)
     exact = -np.log2(np.take_along_axis(parts, levels.T.astype(int), 1)).mean(0)
     keys = sample_keys(jax.random.key(5), jnp.arange(n, dtype=jnp.uint32))
-    schedule = SCHEDULES["notes"]
+    schedule = SCHEDULES["course"]
     found = jax.jit(
         lambda x0, keys: likelihood.bound(
             exact_denoiser(mean, cov), likelihood.chain_of(schedule), x0, keys
@@ -169,7 +175,7 @@ def test_the_bound_is_above_the_entropy_by_what_its_variances_lack() -> None:
     )(pixels.astype(np.float32) / 127.5 - 1, keys)
     gap = np.asarray(found, np.float64) - exact
     want = gap_in_closed_form(schedule, np.diag(cov))
-    assert want > 0.2  # bits, of which most are the first steps'
+    assert want > 0.2  # bits, mostly from the first steps
     assert abs(gap.mean() - want) < 4 * gap.std() / np.sqrt(n)
 
 
@@ -190,21 +196,21 @@ def test_the_decoder_far_out_in_the_tails(z: float) -> None:
 
 
 class Linear(Network):
-    """A network that compiles at once."""
+    """A network that compiles fast."""
 
     image_shape: tuple[int, int, int] = SHAPE
     n_cfeat: int = 3
 
     @nn.compact
     def __call__(self, x, t, context):
-        """Like a network of the library."""
+        """Take the arguments of a network of the library."""
         rows = jnp.concatenate([x.reshape(len(x), -1), context], 1)
         return (1 - t) * nn.Dense(16)(rows).reshape(x.shape)
 
 
 @pytest.mark.parametrize("by", ["flow", "bound"])
 def test_an_image_s_bits_do_not_depend_on_its_chunk_nor_on_the_devices(model, by: str) -> None:
-    """And they do depend on its context."""
+    """Expect also that the bits depend on the image's context."""
     x, context = jnp.zeros((1, *SHAPE)), np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1]]
     variables = Linear().init(jax.random.key(0), x, 0.0, context[:1])
     model = model._replace(network=Linear(), variables=variables)
@@ -221,15 +227,15 @@ def test_an_image_s_bits_do_not_depend_on_its_chunk_nor_on_the_devices(model, by
 
 
 def test_the_flow_of_a_network_of_the_library(model) -> None:
-    """Whose convolutions have gradients of their own."""
+    """Use a network whose convolutions define their own gradients."""
     images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     found = evaluation.bits_per_dim(model, images, None, DEVICES[:1], by="flow", chunk=2)
     assert np.all((found > 5) & (found < 50))
 
 
-def test_what_cannot_be(model, monkeypatch) -> None:
+def test_options_that_are_refused(model, monkeypatch) -> None:
     images = np.zeros((2, 8, 8, 3), np.uint8)
-    with pytest.raises(InputError, match="by='elbo': choose from flow, bound"):
+    with pytest.raises(InputError, match="by='elbo' is unknown: choose from flow, bound"):
         evaluation.bits_per_dim(model, images, None, DEVICES, by="elbo")
     with pytest.raises(InputError, match="probes=0: it must be at least 1"):
         evaluation.bits_per_dim(model, images, None, DEVICES, by="flow", probes=0)

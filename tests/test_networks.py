@@ -1,4 +1,4 @@
-"""The ContextUnet against what PyTorch computed (tests/make_fixtures.py), and its layers."""
+"""Compare the ContextUnet and its layers with results of PyTorch (tests/make_fixtures.py)."""
 
 import re
 from functools import cache, partial
@@ -32,7 +32,7 @@ from tests.make_fixtures import (
     pack,
 )
 
-# Compiles in half the time, and the initialisation in a sixth.
+# This halves the time to compile, and takes a sixth of it for the initialisation.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": "0"})
 
 
@@ -52,12 +52,12 @@ def drawn(network):
 
 
 def network_of(height=16, in_channels=3, **fields):
-    """The network of the fields that the PyTorch one takes."""
+    """Return the network with the fields of the PyTorch one."""
     return ContextUnet((height, height, in_channels), **fields)
 
 
 def run_ours(network, batch, steps=STEPS):
-    """The same as run_reference of make_fixtures, under the same names."""
+    """Compute the results of make_fixtures.run_reference, under the same names."""
     x, t, context, target = (jnp.asarray(nhwc(a)) for a in batch)
     variables = drawn(network)
     params = variables.pop("params")
@@ -106,15 +106,15 @@ def nchw(a):
 
 
 def error(ours, theirs):
-    """The norm of the difference over the norm."""
+    """Return the norm of the difference divided by the norm."""
     return np.linalg.norm(np.float64(ours) - theirs) / np.linalg.norm(theirs)
 
 
 def unseen(name, fields):
-    """Whether a bias is removed again by the norm behind it, so that its gradient is zero.
+    """Return whether the norm behind a bias removes it, so that its gradient is zero.
 
-    BatchNorm removes every bias in front of it, GroupNorm those of groups of one channel. What
-    is left of the gradient is rounding, and Adam makes a step of up to its rate of it.
+    BatchNorm removes every bias in front of it. GroupNorm removes those of groups of one channel.
+    The remaining gradient is rounding, from which Adam still makes steps of up to its rate.
     """
     if name.endswith("out.0.bias"):
         return fields["n_feat"] == 8
@@ -124,7 +124,7 @@ def unseen(name, fields):
 
 
 def assert_parity(ours, theirs, fields, adam=1e-4):
-    """Compare two runs whose trees are whole (see test_peers_networks.py)."""
+    """Compare two runs whose trees are complete (see test_peers_networks.py)."""
     assert set(ours) == set(theirs)
     for key in ("eval", "eval_none", "train"):
         assert error(ours[key], theirs[key]) < 1e-5, key
@@ -162,8 +162,8 @@ def test_agrees_with_pytorch(case):
     if fields["norm"] == "batch":
         assert error(packed["stats"], theirs["stats"]) < 1e-5
         np.testing.assert_allclose(packed["stats_norms"], theirs["stats_norms"], rtol=1e-5)
-    # Adam: outputs agree, and the parameters but those whose gradient is rounding alone. Single
-    # entries of the others can be so too: found 1e-7, and 8e-5 where one was.
+    # After Adam, outputs and parameters agree, except where a gradient is only rounding. This can
+    # also happen to single entries: errors are 1e-7, and 8e-5 where it did.
     assert error(packed["losses"], theirs["losses"]) < 1e-5
     assert error(packed["last"], theirs["last"]) < 1e-3
     assert (abs(packed["param_norms"] / theirs["param_norms"] - 1) < 10 * bounds).all()
@@ -225,7 +225,7 @@ def test_computes_in_bfloat16_with_parameters_in_float32():
 
 
 def test_starts_as_pytorch_does():
-    """Kernel and bias in U(+-1/sqrt(fan_in)), fan_in = all but the first axis in PyTorch."""
+    """Expect U(+-1/sqrt(fan_in)), where fan_in is the product of all but PyTorch's first axis."""
     network = ContextUnet(n_feat=8)
     variables = jit(network.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)), 0.5)
     state = export_state_dict(variables)
@@ -386,7 +386,7 @@ def test_refuses_bad_fields(fields, message):
 
 
 class Toy(Network):
-    """A network of the tests, whose fields are checked by the library, not by the type checker."""
+    """A network of the tests. The library, not the type checker, checks its fields."""
 
     norm: Literal["batch", "none"] = "batch"
 

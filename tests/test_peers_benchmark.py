@@ -1,4 +1,4 @@
-"""The benchmark's peers in PyTorch: they do the same work as this library."""
+"""The benchmark's peers in PyTorch do the same work as this library."""
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import samplers
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, init_variables
+from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.sampling import sample
+from tests.models import untrained
 
 torch = pytest.importorskip("torch")
 loops = pytest.importorskip("experiments.peers.loops")
@@ -21,9 +21,7 @@ N, T, SEED = 3, 20, 4
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    config = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=T)
-    network = config.network.build()
-    return Model(config, network, config.diffusion.build(), init_variables(network, 0))
+    return untrained(schedule=f"course:steps={T}")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +45,7 @@ def distance(theirs: "torch.Tensor", images: np.ndarray) -> float:
 
 
 def test_ddim(model, peers) -> None:
-    """The notes' loop and diffusers' draw our images from our noise."""
+    """Expect our images from our noise in the course's loop and in diffusers'."""
     network = peers.network().eval()
     start = {"x": noise(INITIAL), "context": peers.context, "rows": 99}
     images = ours(model, "ddim", 5)
@@ -66,7 +64,7 @@ def test_ddpm(model, peers, monkeypatch) -> None:
     assert distance(drawn, ours(model, "ddpm", T)) < 1e-4
 
 
-def test_only_what_the_notes_can_is_compared(peers, monkeypatch) -> None:
+def test_only_what_the_course_can_is_compared(peers, monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     assert {"torch eager", "torch.compile"} <= peers.samplers("ddpm", T).keys()
     assert {"torch eager", "torch.compile"} <= peers.samplers("ddim", 5).keys()

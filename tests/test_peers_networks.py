@@ -1,4 +1,4 @@
-"""The ContextUnet and its weights live against PyTorch (experiments/peers/context_unet.py)."""
+"""Compare the ContextUnet and its weights with PyTorch (experiments/peers/context_unet.py)."""
 
 import pickle
 
@@ -40,10 +40,10 @@ def reference(network):
     return load_drawn(reference_torch.ContextUnet(**fields)), fields
 
 
-# Adam takes a step of its rate where a gradient is rounding alone: so do some biases (`unseen`),
-# and at n_feat 64 single entries of kernels, 1e-6 of the largest. Five steps, in which the loss
-# falls to a third, make 1e-2 of the output's norm of them (measured against float64 as well).
-# For the seeds see make_fixtures.SEEDS.
+# Adam takes a step of its rate even where a gradient is only rounding. This happens to some biases
+# (`unseen`), and at n_feat 64 to single entries of kernels whose gradient is 1e-6 of the largest.
+# In five steps the loss falls to a third, and these entries change the output by 1e-2 of its norm
+# (against float64 too). For the seeds see make_fixtures.SEEDS.
 @pytest.mark.parametrize(
     ("fields", "seed"),
     [
@@ -84,7 +84,7 @@ def test_published_count():
 
 
 def test_pytorchs_own_initialisation_has_our_bounds():
-    """Of every tensor, the largest entry over 1/sqrt(fan_in): as near to 1 as in ours."""
+    """Expect the largest entry times sqrt(fan_in) to be as near to 1 as ours, in every tensor."""
     network = ContextUnet(n_feat=32)
     x = np.zeros((1, 16, 16, 3), np.float32)
     ours = export_state_dict(jit(network.init)(jax.random.key(0), x, np.float32(0.5)))
@@ -98,7 +98,7 @@ def test_pytorchs_own_initialisation_has_our_bounds():
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
 def test_files_of_the_reference_give_its_outputs(suffix, tmp_path):
-    """Saved by PyTorch's own writers, read here, and back: bit for bit."""
+    """Read files of PyTorch's own writers, and write them back bit for bit."""
     network = ContextUnet(n_feat=8, shortcut="none")
     theirs, _ = reference(network)
     path = tmp_path / f"weights{suffix}"
@@ -138,7 +138,7 @@ def test_bfloat16_safetensors_become_float32(tmp_path):
 
 
 class Trap:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -153,23 +153,23 @@ class Trap:
 def test_pickled_code_is_refused_and_never_run(write, tmp_path):
     path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
     write({"a": torch.zeros(2), "b": Trap(sprung)}, path)
-    with pytest.raises(InputError, match="is not a file of tensors alone") as caught:
+    with pytest.raises(InputError, match="is not a file of only tensors") as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
     assert not sprung.exists()
     torch.load(path, weights_only=False) if write is torch.save else pickle.loads(path.read_bytes())
-    assert sprung.exists()  # it would have been run
+    assert sprung.exists()  # unpickling would have run it
 
 
 @pytest.mark.parametrize(
     "content",
-    [[torch.zeros(2)], torch.zeros(2), {"model": {"a": torch.zeros(2)}}, {"a": 1.0}, None],
+    [[torch.zeros(2)], torch.zeros(2), {"net": {"a": torch.zeros(2)}}, {"a": 1.0}, None],
     ids=str,
 )
 def test_other_contents_are_refused(content, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(content, path)
-    with pytest.raises(InputError, match="holds no flat dictionary of tensors"):
+    with pytest.raises(InputError, match="is not a dictionary of only tensors"):
         read_state_dict(path)
 
 
@@ -178,7 +178,7 @@ def test_truncated_files_are_refused(keep, tmp_path):
     path = tmp_path / "weights.pth"
     write_state_dict(path, {"a": np.zeros(1000, np.float32)})
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match="is not a file of tensors alone") as caught:
+    with pytest.raises(InputError, match="is not a file of only tensors") as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
 
@@ -187,5 +187,5 @@ def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "weights.pt"
     for data in (b"GIF89a" * 100, b"PK\x03\x04" + bytes(100), bytes(200), b"hello\n"):
         path.write_bytes(data)
-        with pytest.raises(InputError, match="is not a file of tensors alone"):
+        with pytest.raises(InputError, match="is not a file of only tensors"):
             read_state_dict(path)

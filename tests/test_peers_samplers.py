@@ -1,4 +1,4 @@
-"""Whole sampling runs against diffusers: compare_samplers.py has the cases."""
+"""Compare whole sampling runs with diffusers, for the cases in compare_samplers.py."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ compare_samplers = pytest.importorskip("tests.compare_samplers")
 
 pytestmark = [
     pytest.mark.peers,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # they will drop DPM-Solver in eps
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of NumPy, in their code
+    pytest.mark.filterwarnings("ignore::FutureWarning"),  # diffusers will drop DPM-Solver in eps
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # their code uses old NumPy
 ]
 CASES = compare_samplers.CASES
 
@@ -28,7 +28,7 @@ def test_whole_runs_agree(label: str) -> None:
 
 @pytest.mark.parametrize("label", [label for label, case in CASES.items() if case.as_theirs])
 def test_the_reason_given_for_a_difference_is_all_of_it(label: str) -> None:
-    """Our table with their mistake agrees with theirs."""
+    """Expect our tableau with their fault to agree with theirs."""
     case = CASES[label]
     for prediction in case.predictions:
         assert (

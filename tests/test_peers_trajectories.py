@@ -1,4 +1,4 @@
-"""Whole runs of the apps' sampler against the notes' loops in PyTorch, with the same weights.
+"""Compare whole runs of the apps' sampler with the course's loops in PyTorch, with equal weights.
 
 `python -m tests.test_peers_trajectories` prints the errors.
 """
@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import sample, samplers
-from diffusion_jax.config import Config
+from diffusion_jax import samplers
+from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import import_state_dict
-from diffusion_jax.runs import Model, variable_shapes
+from diffusion_jax.runs import untrained
+from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers.solve import INITIAL
+from diffusion_jax.sampling import sample
 
 torch = pytest.importorskip("torch")
 reference_torch = pytest.importorskip("experiments.peers.context_unet")
@@ -26,20 +28,19 @@ CONTEXT = np.float32([[1, 0, 0, 0, 0], [0, 0, 0.6, 0.4, 0], [1, 0, 0.6, 0, 0], [
 
 
 def pair() -> tuple[Model, Callable]:
-    """Our model, and the reference as a function of NHWC images and t, with equal weights."""
+    """Return our model, and the reference with equal weights as a function of NHWC images and t."""
     torch.manual_seed(0)
     reference = reference_torch.ContextUnet(shortcut="none").eval()
-    config = Config().override(shortcut="none")
-    network = config.network.build()
+    model = untrained(Config(network="context_unet:shortcut=none"))
     state_dict = {name: value.numpy() for name, value in reference.state_dict().items()}
-    variables = import_state_dict(state_dict, variable_shapes(network))
+    variables = import_state_dict(state_dict, model.variables)
 
     @torch.no_grad()
     def eps(x: torch.Tensor, i: int) -> torch.Tensor:
         t = torch.full((1, 1), i / T)
         return reference(x.permute(0, 3, 1, 2), t, torch.from_numpy(CONTEXT)).permute(0, 2, 3, 1)
 
-    return Model(config, network, config.diffusion.build(), variables), eps
+    return model._replace(variables=variables), eps
 
 
 def noise(row: int | np.uint32) -> torch.Tensor:
@@ -47,7 +48,7 @@ def noise(row: int | np.uint32) -> torch.Tensor:
     return torch.from_numpy(np.array(samplers.row_noise(keys, jnp.uint32(row), (16, 16, 3))))
 
 
-def notes_tables() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def course_tables() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     b = (0.02 - 1e-4) * torch.linspace(0, 1, T + 1, dtype=torch.float64) + 1e-4
     ab = torch.cumsum((1 - b).log(), 0).exp()
     ab[0] = 1
@@ -55,7 +56,7 @@ def notes_tables() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def torch_ddpm(eps: Callable) -> list[torch.Tensor]:
-    b, a, ab = notes_tables()
+    b, a, ab = course_tables()
     x, states = noise(INITIAL), []
     for i in range(T, 0, -1):
         z = noise(T - i) if i > 1 else 0
@@ -66,7 +67,7 @@ def torch_ddpm(eps: Callable) -> list[torch.Tensor]:
 
 
 def torch_ddim(eps: Callable, n: int) -> list[torch.Tensor]:
-    _, _, ab = notes_tables()
+    _, _, ab = course_tables()
     x, states = noise(INITIAL), []
     for i in range(T, 0, -(T // n)):
         j, e = i - T // n, eps(x, i)
@@ -77,17 +78,17 @@ def torch_ddim(eps: Callable, n: int) -> list[torch.Tensor]:
 
 
 def error(name: str, steps: int) -> float:
-    """The largest relative error of the states after each step."""
+    """Return the largest relative error of the states after each step."""
     model, eps = pair()
     theirs = torch_ddpm(eps) if name == "ddpm" else torch_ddim(eps, steps)
-    tableau = samplers.build(name, model.schedule, steps, "notes")
+    tableau = samplers.build(name, model.schedule, steps, "course")
     ours = sample(model, tableau, N, context=CONTEXT, seed=SEED, frames=range(steps)).frames
     states = [state.numpy() for state in theirs]
     return max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(ours, states, strict=True))
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ddpm", 500), ("ddim", 25), ("ddim", 20)])
-def test_every_state_is_that_of_the_notes_loop(name: str, steps: int) -> None:
+def test_every_state_is_that_of_the_courses_loop(name: str, steps: int) -> None:
     assert error(name, steps) < 1e-4
 
 

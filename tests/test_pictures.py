@@ -1,4 +1,4 @@
-"""Pictures are exact to the pixel, animations keep every frame, files are whole or not there."""
+"""Pictures are exact to the pixel, animations keep every frame, and files are whole or absent."""
 
 import base64
 import errno
@@ -39,18 +39,21 @@ def html_frames(html: str) -> list[np.ndarray]:
     return [decode(base64.b64decode(data.replace("\\\n", ""))) for data in found]
 
 
-def test_clip_keeps_absolute_values():
-    values = np.array([-9.0, -1.0, -0.5, 0.0, 0.5, 1.0, 9.0]).reshape(1, 7, 1)
-    expected = [0, 0, 64, 128, 191, 255, 255]  # 63.75 and 191.25 to the nearest
-    np.testing.assert_array_equal(
-        pictures.to_uint8(values), np.repeat(np.reshape(expected, (1, 7, 1)), 3, -1)
-    )
-
-
-def test_per_image_stretches_each_image_by_itself():
-    images = np.array([[0.0, 1.0, 4.0], [-20.0, 0.0, 20.0], [7.0, 7.0, 7.0]]).reshape(3, 1, 3, 1)
-    got = pictures.to_uint8(images, "per_image")
-    np.testing.assert_array_equal(got[..., 0, :, 0], [[0, 64, 255], [0, 128, 255], [128] * 3])
+@pytest.mark.parametrize(
+    ("values", "scaling", "expected"),
+    [
+        ([[-9, -1, -0.5, 0, 0.5, 1, 9]], "clip", [[0, 0, 64, 128, 191, 255, 255]]),  # 63.75, 191.25
+        (
+            [[0, 1, 4], [-20, 0, 20], [7, 7, 7]],  # each image by itself
+            "per_image",
+            [[0, 64, 255], [0, 128, 255], [128] * 3],
+        ),
+    ],
+)
+def test_values_become_grey_levels(values, scaling, expected):
+    images = np.array(values, np.float64)[:, None, :, None]
+    got = pictures.to_uint8(images, scaling)
+    np.testing.assert_array_equal(got, np.repeat(np.array(expected)[:, None, :, None], 3, -1))
 
 
 def test_per_image_scales_the_channels_together():
@@ -96,7 +99,7 @@ def test_columns_are_chosen_for_the_images_and_labels(count, labels, columns, ro
     chosen = pictures.grid(images, labels=["a"] * labels or None)
     given = pictures.grid(images, labels=["a"] * labels or None, columns=columns)
     np.testing.assert_array_equal(chosen, given)
-    assert (chosen.shape[0] - 28) == rows * (4 * 24 + 12) + 16  # two margins of 28, less a gap
+    assert (chosen.shape[0] - 28) == rows * (4 * 24 + 12) + 16  # two margins of 28, minus a gap
 
 
 def test_labels_and_titles_are_drawn_beside_the_images_and_never_cut():
@@ -147,7 +150,7 @@ def test_gif_of_many_colours_is_near_without_dithering_and_nearest_in_the_last_f
     assert max(error.max() for error in errors) <= 8
     assert errors[-1].mean() < 0.5
     flat, _, _ = gif_frames(pictures.gif_bytes(np.concatenate([frames[:-1], 0 * frames[:1]])))
-    assert len(np.unique(flat[-1].reshape(-1, 3), axis=0)) == 2  # the image and the ground
+    assert len(np.unique(flat[-1].reshape(-1, 3), axis=0)) == 2  # the image and the background
 
 
 def test_gif_draws_the_same_labels_as_the_sheet():
@@ -174,6 +177,9 @@ def test_html_of_a_course_sized_animation_is_small():
     assert len(html) < 2e6
 
 
+BLUE = np.array([47, 109, 181])
+
+
 @pytest.mark.parametrize("size", [1, 12, 2000])
 def test_loss_curve_is_drawn_and_saved(tmp_path, size):
     losses = np.exp(-np.arange(size) / 100) + 0.01
@@ -182,13 +188,12 @@ def test_loss_curve_is_drawn_and_saved(tmp_path, size):
     assert (tmp_path / "loss.png").read_bytes() == data
     picture = decode(data)
     assert picture.shape == (600, 1280, 3)
-    blue = (np.abs(picture - np.array([47, 109, 181])) < 3).all(-1)
-    assert blue.any()
+    assert (np.abs(picture - BLUE) < 3).all(-1).any()
 
 
 def test_loss_curve_follows_the_losses():
     data = pictures.loss_curve(None, np.arange(100), np.linspace(2, 1, 100))
-    rows, columns = np.nonzero((np.abs(decode(data) - np.array([47, 109, 181])) < 3).all(-1))
+    rows, columns = np.nonzero((np.abs(decode(data) - BLUE) < 3).all(-1))
     assert np.corrcoef(rows, columns)[0, 1] > 0.95  # rows count downwards
 
 
@@ -215,23 +220,26 @@ ONE = np.zeros((1, 2, 2, 3))
     [
         (lambda: pictures.to_uint8(np.zeros((4, 4))), r"images: shape \(4, 4\)"),
         (lambda: pictures.to_uint8(np.zeros((4, 4, 2))), r"images: shape \(4, 4, 2\).* 1 .* 3 "),
-        (lambda: pictures.to_uint8(ONE, "sqrt"), r"scaling: 'sqrt'; give one of clip, per_image"),
+        (
+            lambda: pictures.to_uint8(ONE, "sqrt"),
+            r"scaling='sqrt' is unknown: choose from clip, per_image",
+        ),
         (lambda: pictures.to_uint8(ONE.astype(int)), "images: dtype int64"),
         (
             lambda: pictures.to_uint8(ONE + np.array([0, np.nan, np.inf])),
             "images: 8 of 12 values are NaN",
         ),
-        (lambda: pictures.grid(ONE[0]), r"images: shape \(2, 2, 3\); give \(batch, height"),
+        (lambda: pictures.grid(ONE[0]), r"images: shape \(2, 2, 3\): give \(batch, height"),
         (lambda: pictures.grid(ONE[:0]), r"images: shape \(0, 2, 2, 3\) holds no"),
-        (lambda: pictures.grid(ONE, columns=0), "columns: 0; give at least 1"),
-        (lambda: pictures.grid(ONE, scale=0), "scale: 0; give a whole number"),
+        (lambda: pictures.grid(ONE, columns=0), "columns=0: it must be at least 1"),
+        (lambda: pictures.grid(ONE, scale=0), "scale=0: it must be"),
         (lambda: pictures.grid(ONE, labels=["a", "b"]), "labels: 2 for 1 rows of 1"),
         (lambda: pictures.grid(ONE, labels=[]), "labels: 0 for 1 rows"),
         (lambda: pictures.png_bytes(ONE), r"pixels: shape \(1, 2, 2, 3\)"),
-        (lambda: pictures.gif_bytes(ONE), r"frames: shape .*; give \(frame, batch"),
-        (lambda: pictures.gif_bytes(ONE[None], fps=0), "fps: 0; give"),
-        (lambda: pictures.gif_bytes(ONE[None], fps=float("nan")), "fps: nan; give"),
-        (lambda: pictures.animation_html(ONE[None], fps=-1), "fps: -1; give"),
+        (lambda: pictures.gif_bytes(ONE), r"frames: shape .*: give \(frame, batch"),
+        (lambda: pictures.gif_bytes(ONE[None], fps=0), "fps=0: it must be"),
+        (lambda: pictures.gif_bytes(ONE[None], fps=float("nan")), "fps=nan: it must"),
+        (lambda: pictures.animation_html(ONE[None], fps=-1), "fps=-1: it must"),
         (lambda: pictures.animation_html(ONE[None, :0]), "frames: shape .* holds no pixel"),
         (lambda: pictures.loss_curve(None, [1, 2], [1.0]), r"losses: shape \(1,\) for steps of"),
         (lambda: pictures.loss_curve(None, [1], [np.nan]), "losses: none of 1 values is finite"),

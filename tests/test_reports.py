@@ -1,4 +1,4 @@
-"""A report is one file: well-formed, escaped, with every picture inside and nothing fetched."""
+"""A report is one well-formed, escaped file that contains every picture and fetches nothing."""
 
 import base64
 import io
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion_jax import pictures, reports
+from diffusion_jax import pictures
+from diffusion_jax.runs import overview, reports
 from diffusion_jax.typing import InputError
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 16, 16, 3))
@@ -17,7 +18,7 @@ EVIL = '<script>alert("&")</script>'
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes, and its text; unbalanced tags fail."""
+    """The tags of a page with their attributes, and its text. Unbalanced tags fail."""
 
     VOID = frozenset({"meta", "img"})
 
@@ -115,5 +116,13 @@ def test_a_report_without_summary_or_sections_is_still_a_page(tmp_path):
 
 
 def test_a_picture_that_is_none_is_refused():
-    with pytest.raises(InputError, match=r"data: b'<svg></s'.*; give the bytes of a PNG or a GIF"):
+    with pytest.raises(InputError, match=r"data: b'<svg></s'.*: give the bytes of a PNG or a GIF"):
         reports.picture(b"<svg></svg>", "no")
+
+
+def test_a_report_shows_some_of_many_classes(model):
+    many = model._replace(class_names=tuple(f"class{number}" for number in range(300)))
+    shown, vectors = overview.class_contexts(many)
+    assert (len(shown), vectors.shape) == (16, (16, 300))
+    assert overview.summary([], many)["classes"] == "300, of which the first 16 are shown"
+    assert "classes" not in overview.summary([], model)

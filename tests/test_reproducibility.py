@@ -1,8 +1,8 @@
-"""What is the same to the bit, and what only up to rounding; README.md says why.
+"""Which results are the same to the bit, and which only up to rounding (docs/trusted_runs.md).
 
   python -m tests.test_reproducibility
 
-prints how far apart the images of the project's own model are that differ by rounding alone.
+prints how far images of the project's own model are apart that differ only by rounding.
 """
 
 import hashlib
@@ -16,18 +16,17 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import environment, parallel, samplers
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model, init_variables, load_model
+from diffusion_jax import parallel, samplers
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.runs import environment, load_model
 from diffusion_jax.sampling import sample
+from tests.models import untrained
 
 ROOT = Path(__file__).parent.parent
-CONFIG = Config().override(n_feat=8, image_shape=(8, 8, 3), n_cfeat=3, timesteps=20)
 
 
 def make_model() -> Model:
-    network = CONFIG.network.build()
-    return Model(CONFIG, network, CONFIG.diffusion.build(), init_variables(network, 0))
+    return untrained(schedule="course:steps=20")
 
 
 def draw(model: Model, n: int = 8, devices: int = 2, name: str = "ddpm", **options) -> np.ndarray:
@@ -55,7 +54,7 @@ def drawn(model) -> np.ndarray:
 
 
 def test_another_process_gives_the_same_bits(drawn) -> None:
-    """With as many CPU devices: they share XLA's threads, and it parts its work by their number."""
+    """Use equally many CPU devices, because XLA's threads split their work by that number."""
     program = (
         "import jax; jax.config.update('jax_num_cpu_devices', 8);"
         "from tests.test_reproducibility import *; print(digest(draw(make_model())))"
@@ -69,8 +68,8 @@ def test_what_ran_before_changes_no_bit(model, drawn) -> None:
     np.testing.assert_array_equal(draw(model), drawn, strict=True)
 
 
-def test_either_way_of_mapping_gives_the_same_bits(model, drawn) -> None:
-    np.testing.assert_array_equal(draw(model, how="shard_map"), drawn, strict=True)
+def test_either_way_of_mapping_gives_the_same_bits(model, drawn, shard_map) -> None:
+    np.testing.assert_array_equal(draw(model), drawn, strict=True)
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 4), (1, 3), (2, 2), (8, 8)])
@@ -82,7 +81,7 @@ def test_the_noise_of_an_image_is_the_same_everywhere(model, devices: int, batch
 
 
 def test_as_many_images_on_each_device_give_the_same_bits(model, drawn) -> None:
-    """4 on each of 2 devices, or 4 and 4 on one."""
+    """Draw 4 images on each of 2 devices, or 4 and then 4 on one."""
     np.testing.assert_array_equal(draw(model, devices=1, batch_size=4), drawn, strict=True)
 
 
@@ -93,7 +92,7 @@ def test_as_many_images_on_each_device_give_the_same_bits(model, drawn) -> None:
 def test_other_parts_of_a_batch_change_roundings_alone(
     model, drawn, devices: int, batch_size: int
 ) -> None:
-    """Another number of images on a device is another program, which sums in another order."""
+    """Expect rounding: a program for a different number of images sums in a different order."""
     again = draw(model, devices=devices, batch_size=batch_size)
     assert np.abs(again - drawn).max() < 1e-5 * np.abs(drawn).max()
 
@@ -104,7 +103,7 @@ def test_other_parts_of_a_batch_change_roundings_alone(
 def test_deterministic_kernels_are_asked_of_xla_before_it_starts(tmp_path) -> None:
     program = (
         "import sys; from absl import flags; from experiments import train;"
-        "from jax._src import xla_bridge; from experiments.flags import run;"
+        "from jax._src import xla_bridge; from experiments.app import run;"
         "started = xla_bridge.backends_are_initialized;"
         "train.parallel.make_deterministic = lambda: sys.exit(9 + started());"
         "run(train.main)"
@@ -126,12 +125,13 @@ def test_settings_of_jax_and_xla_are_kept(monkeypatch) -> None:
     monkeypatch.setenv("XLA_ANY", "1")
     monkeypatch.setenv("OTHER", "1")
     entry = json.loads(json.dumps(environment.describe(["train"], jax.devices())))
+    assert ROOT == environment.ROOT, "the folder of the commit"
     assert entry["variables"]["XLA_ANY"] == "1"
     assert "OTHER" not in entry["variables"]
 
 
 def main() -> None:
-    """Print the largest differences between the shipped model's images, by what differs."""
+    """Print the largest differences between images of the shipped model, by their cause."""
     parallel.use_cpu_cores(2)
     model = load_model("checkpoints/sprites")
     context = np.eye(5, dtype=np.float32)[np.arange(32) % 5]

@@ -1,15 +1,16 @@
-"""Every sampler on every grid, identities between samplers, and each one's own promises."""
+"""Test every sampler on every grid, identities between samplers, and properties of each one."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, samplers, schedules
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.samplers import SAMPLERS, Tableau, analysis, solve
 from diffusion_jax.samplers.coefficients import adams_weights, exponential_moments, phi
 from diffusion_jax.samplers.tableau import XI, check, is_ddim, pad, to_float32
-from diffusion_jax.sampling import REGISTERS, ROWS
+from diffusion_jax.sampling.draw import REGISTERS, ROWS
 from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
 from tests.interpreter import interpret, mixture
 
@@ -28,7 +29,7 @@ STOCHASTIC = {
 
 
 def as_map(tableau: Tableau) -> np.ndarray:
-    """The weights of x, x0 and xi in x', where eps = (x - alpha x0) / sigma: one form for all."""
+    """Return the weights of x, x0 and xi in x', where eps = (x - alpha x0) / sigma."""
     x, x0, eps, xi = tableau.mix[:, 0, :4].T
     return np.stack([x + eps / tableau.sigma, x0 - eps * tableau.alpha / tableau.sigma, xi], 1)
 
@@ -36,10 +37,10 @@ def as_map(tableau: Tableau) -> np.ndarray:
 # --- every sampler -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("grid", grids.GRIDS)
+@pytest.mark.parametrize("grid", [name for name in grids.GRIDS if name != "levels"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -> None:
-    schedule = schedules.notes(40)
+    schedule = schedules.course(40)
     for n in (1, 2, 3, 4, 7, 15, 40):
         tableau = check(samplers.build(name, schedule, n, grid))
         assert tableau.registers <= REGISTERS
@@ -53,7 +54,7 @@ def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_network_evaluations(name: str) -> None:
-    """One a step, or two but in the last step, to clean data; PLMS has one more."""
+    """Expect one or two in each step, and one in the step to clean data. PLMS has one more."""
     for n in (2, 9):
         tableau = samplers.build(name, SCHEDULE, n)
         if name == "restart":
@@ -72,7 +73,7 @@ def test_which_samplers_are_stochastic(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("family", ["vp", "ve", "flow"])
 def test_moments_on_gaussian_data(name: str, family: str) -> None:
-    """Many steps reach the data's mean and variance, in whatever way the noise is added."""
+    """Take many steps. They must reach the data's mean and variance, however noise is added."""
     schedule = {
         "vp": SCHEDULE,
         "ve": schedules.karras(1000, 0.005, 20.0),
@@ -80,7 +81,7 @@ def test_moments_on_gaussian_data(name: str, family: str) -> None:
     }[family]
     data = analysis.Gaussian(np.array([0.4, -0.8]), np.array([0.25, 1.5]))
     grid = {"vp": "linspace", "ve": "karras", "flow": "trailing"}[family]
-    if name == "consistency":  # exact only for the exact consistency function
+    if name == "consistency":  # it is exact only for the exact consistency function
         pytest.skip("its denoiser is a consistency function, not a posterior mean")
     few, many = (analysis.error(samplers.build(name, schedule, n, grid), data) for n in (10, 400))
     assert many < 0.03
@@ -90,7 +91,7 @@ def test_moments_on_gaussian_data(name: str, family: str) -> None:
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("schedule", ["flow", "rescaled"])
 def test_pure_noise_and_clean_data_give_no_infinity(name: str, schedule: str) -> None:
-    """Steps from alpha = 0 and to sigma = 0: the first row looks at x only through x0."""
+    """Step from alpha = 0 to sigma = 0. The first row may use x only through x0."""
     made = schedules.flow(100)
     if schedule == "rescaled":
         made = schedules.rescale_zero_terminal_snr(schedules.linear(100))
@@ -104,7 +105,7 @@ def test_pure_noise_and_clean_data_give_no_infinity(name: str, schedule: str) ->
 
 
 def test_two_compilations_serve_all_samplers_and_all_numbers_of_steps() -> None:
-    """One executable, for deterministic and for stochastic tables alike."""
+    """Expect one executable for deterministic and stochastic tableaus."""
 
     def denoise(x: jax.Array, level: Level) -> Prediction:
         x0 = jnp.tanh(x)
@@ -149,7 +150,7 @@ def test_every_method_of_order_1_is_ddim(name: str, options: dict, n: int) -> No
 
 
 def test_euler_is_the_step_in_sigma_over_alpha() -> None:
-    """EDM's y' = y + (r_j - r_i) eps, written out."""
+    """Write out EDM's y' = y + (r_j - r_i) eps."""
     grid = grids.trailing(SCHEDULE, 20)
     for row, weights in enumerate(as_map(samplers.euler(SCHEDULE, grid))):
         y, eps = 0.3 / grid.alpha[row], (0.3 - grid.alpha[row] * 0.7) / grid.sigma[row]
@@ -186,7 +187,7 @@ def test_unipc_2_without_corrector_is_2m() -> None:
 
 @pytest.mark.parametrize("z", [-30.0, -1.0001, -0.9999, -1e-9, 0.0, 1e-5, 0.3, 2.0])
 def test_phi_is_its_integral(z: float) -> None:
-    """phi_k(z) = int_0^1 exp((1 - s) z) s^(k-1) / (k-1)! ds, by Gauss and Legendre."""
+    """Integrate phi_k(z) = int_0^1 exp((1 - s) z) s^(k-1) / (k-1)! ds by Gauss's method."""
     nodes, weights = np.polynomial.legendre.leggauss(60)
     s, factorial = (nodes + 1) / 2, 1
     for k in range(1, 5):
@@ -208,7 +209,7 @@ def test_adams_weights_are_the_textbooks() -> None:
 
 
 def test_edm_is_algorithm_2() -> None:
-    """Karras et al., algorithm 2, written out for x = y, with its noise before each step."""
+    """Write out Karras et al., algorithm 2, for x = y, with its noise before each step."""
     schedule = schedules.karras(1000)
     grid = grids.at(schedule, np.append(np.arange(900.0, 0, -90), 0.0))
     options = {"s_churn": 5.0, "s_min": 0.1, "s_max": 30.0, "s_noise": 1.05}
@@ -258,7 +259,7 @@ def test_ddpm_with_given_variances() -> None:
 
 
 def test_inversion_undoes_ddim() -> None:
-    """More steps, a better round trip, on a nonlinear problem; the error falls as 1 / N."""
+    """Go there and back on a nonlinear problem. The error must fall as 1 / N."""
     image = np.linspace(-1.8, 1.5, 9)
     errors = []
     for n in (100, 200, 400):
@@ -293,10 +294,10 @@ def test_sa_solvers_noise_is_in_force_where_it_is_asked_for() -> None:
     assert np.array_equal(tableau.mix[:, 0, XI] > 0, (end >= 250) & (end <= 750))
 
 
-@pytest.mark.parametrize("grid", grids.GRIDS)
-@pytest.mark.parametrize("make", [schedules.notes, schedules.linear, schedules.cosine])
+@pytest.mark.parametrize("grid", [name for name in grids.GRIDS if name != "levels"])
+@pytest.mark.parametrize("make", [schedules.course, schedules.linear, schedules.cosine])
 def test_sa_solver_does_not_overshoot_on_any_grid(make, grid: str) -> None:
-    """It did, to 7 times the deviation of the data; 1.31 and 1.61 are seen, of 0.5 and of 1."""
+    """Bound the deviation over the data's: at most 1.31 (of 0.5) and 1.61 (of 1) seen; once 7."""
     for n in (3, 5, 10, 25, 50):
         tableau = samplers.build("sa_solver", make(500), n, grid)
         data = analysis.Gaussian(np.zeros(3), np.array([0.2, 0.5, 1.0]) ** 2)
@@ -308,7 +309,7 @@ def test_sa_solver_does_not_overshoot_on_any_grid(make, grid: str) -> None:
 @pytest.mark.parametrize("grid", ["trailing", "leading", "linspace"])
 @pytest.mark.parametrize("name", ["dpmpp_multistep", "dpm_solver_multistep", "deis", "unipc"])
 def test_the_last_step_between_finite_log_snrs_is_lowered(name: str, grid: str) -> None:
-    """To order 1, which is DDIM: also where the method is of order 2."""
+    """Expect order 1, which is DDIM, also for methods of order 2."""
     more = {"corrector": False} if name == "unipc" else {}
     ddim = as_map(samplers.build("ddim", SCHEDULE, 12, grid))
     for lower in (False, True):
@@ -335,7 +336,7 @@ def test_tables_that_are_unstable_on_gaussian_data_are_named() -> None:
 
 
 def test_ddim_and_euler_alone_are_ddim() -> None:
-    """Of which CFG++ is defined."""
+    """Find the samplers for which CFG++ is defined."""
     assert {name for name in SAMPLERS if is_ddim(samplers.build(name, SCHEDULE, 9))} == {
         "ddim",
         "euler",
@@ -345,7 +346,7 @@ def test_ddim_and_euler_alone_are_ddim() -> None:
 
 
 def test_lower_order_final_lowers_the_last_steps_alone() -> None:
-    """Order 1 remembers nothing, order 2 one prediction, order 3 two."""
+    """Use that order 1 needs no earlier prediction, order 2 needs one, and order 3 needs two."""
     used = {}
     for lower in (False, True):
         mix = samplers.build("dpmpp_multistep", SCHEDULE, 20, order=3, lower_order_final=lower).mix
@@ -381,8 +382,8 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
         ("heun", 9, {"space": "time"}, "space='time': it must be ratio or levels"),
         ("ddpm", 3, {"variance": [0.1, 0.1]}, "it must be 3 numbers, one a step"),
         ("ddpm", 2, {"variance": [0.1, -0.1]}, "it must be 2 numbers, one a step"),
-        ("ddim", 9, {"rho": 3.0}, "sampler ddim takes no rho: it takes eta"),
-        ("heun", 9, {"eta": 0.5}, "sampler heun takes no eta: it takes space"),
+        ("ddim", 9, {"rho": 3.0}, "ddim has no option rho: choose from eta"),
+        ("heun", 9, {"eta": 0.5}, "heun has no option eta: choose from space"),
     ],
     ids=str,
 )
@@ -393,7 +394,7 @@ def test_what_cannot_be_is_named(name: str, n: int, options: dict, message: str)
 
 
 def test_options_of_the_grid_and_grids_that_are_given() -> None:
-    steep = samplers.build("heun", SCHEDULE, 5, "karras", rho=3.0)
+    steep = samplers.build("heun", SCHEDULE, 5, "karras:rho=3")
     assert np.array_equal(steep.t, samplers.heun(SCHEDULE, grids.karras(SCHEDULE, 5, rho=3.0)).t)
     grid = grids.at(SCHEDULE, np.array([900.0, 400.0, 0.0]))
     assert samplers.build("ddim", SCHEDULE, 2, grid).t.tolist() == [900, 400]

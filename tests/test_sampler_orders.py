@@ -1,23 +1,24 @@
-"""Orders of convergence, fitted by regression in float64 on problems with exact denoisers.
+"""Fit orders of convergence by regression, in float64, on problems with exact denoisers.
 
-The levels go smoothly from sigma / alpha = 4 to 0.2, so that no step is to or from infinite
-log-SNR, where every method is of order 1. Their log-SNR is quadratic in the place: the first step
-is as short as 1 / N^2, so that the low orders with which multistep methods start, of local error
-O(h^2), leave orders up to 4 visible. Levels come from sigma / alpha itself, so that the schedule's
-table and its interpolation play no part.
+The levels go smoothly from sigma / alpha = 4 to 0.2, so no step starts or ends at infinite log-SNR,
+where every method is of order 1. Their log-SNR is quadratic in the place, so the first step is only
+1 / N^2 long. Multistep methods start with low orders, of local error O(h^2). The short first step
+keeps this error small, and orders up to 4 stay visible. Levels come from sigma / alpha itself, so
+the schedule's table and its interpolation have no effect.
 """
 
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, samplers, schedules
+from diffusion_jax import samplers
+from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.samplers import analysis, coefficients
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
 START, END = 4.0, 0.2
 STEPS = np.array([60, 120, 240])
-X = np.linspace(-2.5, 2.5, 21)  # many, for the errors of a few may change their sign
+X = np.linspace(-2.5, 2.5, 21)  # use many points, because the error at a few can change sign
 FAR = {"lower_order_final": False}
 CASES = {
     "ddim": ("ddim", {}, 1),
@@ -67,7 +68,7 @@ def mixture_error(name: str, options: dict, n: int, exact: np.ndarray) -> float:
 
 
 def exact_end() -> np.ndarray:
-    """The end of the flow, by the classical Runge-Kutta method in y = x / alpha, log(r)."""
+    """Return the end of the flow, by the classical Runge-Kutta method in y = x / alpha, log(r)."""
 
     def slope(y: np.ndarray, log_ratio: float) -> np.ndarray:
         ratio = np.exp(log_ratio)
@@ -107,7 +108,7 @@ def test_unipc_3_with_its_corrector_is_of_order_3_at_least(exact: np.ndarray) ->
 def test_3m_needs_the_whole_second_derivative(
     exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With half of it, as in widespread code, the method is of order 2."""
+    """Halve the second derivative, as widespread code does. The method is then of order 2."""
     exact_moments = coefficients.exponential_moments
 
     def halved(kappa: float, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Sampling: a sample depends on its id alone; one compilation; contexts; frames."""
+"""Sampling: a sample depends only on its id; one compilation; contexts; frames."""
 
 import re
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import samplers, timing
-from diffusion_jax.config import Config
-from diffusion_jax.runs import Model
-from diffusion_jax.sampling import Samples, frame_rows, images_at_once, initial_noise, sample
+from diffusion_jax.diffusion.guidance import Model
+from diffusion_jax.runs.config import Config
+from diffusion_jax.sampling import Samples, frame_rows, initial_noise, sample
+from diffusion_jax.sampling.draw import images_at_once
 from diffusion_jax.typing import InputError
 
 
@@ -29,10 +30,15 @@ def drawn(model, contexts) -> np.ndarray:
 
 
 @pytest.mark.parametrize("count", [2, 8])
-@pytest.mark.parametrize("how", ["pmap", "shard_map"])
-def test_devices_change_nothing_but_rounding(model, contexts, drawn, count: int, how: str) -> None:
+def test_devices_change_nothing_but_rounding(model, contexts, drawn, count: int) -> None:
     devices = jax.devices()[:count]
-    images = sample(model, tableau(model), 8, context=contexts, devices=devices, how=how).images
+    images = sample(model, tableau(model), 8, context=contexts, devices=devices).images
+    assert np.allclose(images, drawn, atol=1e-4)
+
+
+def test_jobs_of_several_processes_draw_the_same(model, contexts, drawn, shard_map) -> None:
+    devices = jax.devices()[:8]
+    images = sample(model, tableau(model), 8, context=contexts, devices=devices).images
     assert np.allclose(images, drawn, atol=1e-4)
 
 
@@ -86,12 +92,12 @@ def test_frames(model) -> None:
     assert np.abs(samples.frames[0] - samples.images).max() > 0.1
 
 
-def test_frame_rows_are_the_notes_choice() -> None:
+def test_frame_rows_are_the_courses_choice() -> None:
     config = Config()
-    ddpm = samplers.build("ddpm", config.diffusion.build(), 500)
+    ddpm = samplers.build("ddpm", config.build_schedule(), 500)
     kept = [i for i in range(500, 0, -1) if i % 20 == 0 or i == 500 or i < 8]
     assert [500 - row for row in frame_rows(ddpm, 500)] == kept
-    ddim = samplers.build("ddim", config.diffusion.build(), 20)
+    ddim = samplers.build("ddim", config.build_schedule(), 20)
     assert frame_rows(ddim, 500) == list(range(20))
     assert frame_rows(ddpm, 500, "all") == list(range(500))
     with pytest.raises(InputError, match="frames='some' is unknown"):
@@ -105,15 +111,15 @@ def test_contexts_that_do_not_fit_are_named(model, context: np.ndarray) -> None:
 
 
 def test_guidance_mixes_the_outputs_with_and_without_context(model, contexts) -> None:
-    """0 ignores the context, 1 is no guidance, and the output is linear in the scale."""
+    """Expect no effect of the context at 0, no guidance at 1, and outputs linear in the scale."""
 
     def draw(guidance: float | None, context: np.ndarray | None = contexts[:4]) -> np.ndarray:
-        table = tableau(model, "ddim", 1)  # one step: the image is linear in the output
+        table = tableau(model, "ddim", 1)  # in one step, the image is linear in the output
         return sample(model, table, 4, context=context, guidance=guidance).images
 
     assert np.allclose(draw(0.0), draw(None, None), atol=1e-4)
     assert np.allclose(draw(1.0), draw(None), atol=1e-4)
-    far = draw(1000.0) - draw(0.0)  # the context of an untrained network does little
+    far = draw(1000.0) - draw(0.0)  # the context changes an untrained network little
     assert np.abs(far).max() > 1
     assert np.allclose(draw(500.0) - draw(0.0), far / 2, atol=1e-2)
     assert np.corrcoef(far.ravel(), (draw(1.0) - draw(0.0)).ravel())[0, 1] > 0.99
@@ -145,7 +151,7 @@ def test_seeds_that_are_refused(model, seed, message: str) -> None:
 
 @pytest.mark.parametrize(("n", "at_once"), [(8, 8), (4096, 4096), (5000, 2500), (10**6, 4082)])
 def test_many_images_are_drawn_in_even_batches(model, n: int, at_once: int) -> None:
-    """Of 4096 images of 8x8, or less."""
+    """Draw up to 4096 images of 8x8 at once."""
     assert images_at_once(n, model) == at_once
     assert -(-n // at_once) * at_once - n < -(-n // at_once)
     with pytest.raises(InputError, match="batch_size=0: it must be at least 1"):

@@ -1,18 +1,18 @@
-"""Schedules beyond DDPM's, levels by sigma / alpha, and grids in it."""
+"""Schedules other than DDPM's, levels given by sigma / alpha, and grids in it."""
 
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, schedules
-from diffusion_jax.grids import GRIDS
-from diffusion_jax.schedules import SCHEDULES
+from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.diffusion.grids import GRIDS
+from diffusion_jax.diffusion.schedules import SCHEDULES
 from diffusion_jax.typing import InputError
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 500])
 def test_level_and_at_ratio_are_inverse_and_exact_at_whole_steps(name: str, steps: int) -> None:
-    schedule = schedules.build(name, steps)
+    schedule = schedules.build(f"{name}:steps={steps}")
     whole = schedule.at_ratio(schedule.ratio)
     assert np.array_equal(whole.t, np.arange(steps + 1))
     assert np.array_equal(whole.alpha, schedule.alpha)
@@ -27,8 +27,8 @@ def test_level_and_at_ratio_are_inverse_and_exact_at_whole_steps(name: str, step
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_levels_between_steps_stay_in_the_family(name: str) -> None:
-    """alpha^2 + sigma^2 = 1, alpha = 1 or alpha + sigma = 1, between the steps too."""
-    schedule = schedules.build(name, 50)
+    """Expect alpha^2 + sigma^2 = 1, alpha = 1 or alpha + sigma = 1, also between steps."""
+    schedule = schedules.build(f"{name}:steps={50}")
     level = schedule.level(np.linspace(0, 50, 333))
     if name == "karras":
         invariant = level.alpha
@@ -41,11 +41,14 @@ def test_levels_between_steps_stay_in_the_family(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_beta_is_the_variance_that_a_step_adds(name: str) -> None:
-    """sigma_i^2 = (alpha_i / alpha_{i-1})^2 sigma_{i-1}^2 + beta_i, but for the notes' first."""
-    schedule = schedules.build(name, 60)
+    """Expect sigma_i^2 = (alpha_i / alpha_{i-1})^2 sigma_{i-1}^2 + beta_i.
+
+    The course's first step is an exception.
+    """
+    schedule = schedules.build(f"{name}:steps={60}")
     kept = (schedule.alpha[1:] / schedule.alpha[:-1]) ** 2
     variance = kept * schedule.sigma[:-1] ** 2 + schedule.beta[1:]
-    first = 1 if name == "notes" else 0
+    first = 1 if name == "course" else 0
     assert np.allclose(variance[first:], schedule.sigma[1:][first:] ** 2, rtol=1e-9, atol=1e-15)
 
 
@@ -56,7 +59,7 @@ def test_scaled_linear_is_linear_in_the_root() -> None:
 
 
 def test_sigmoid_follows_its_formula_until_its_limit() -> None:
-    """Jabri et al.: (sigmoid(end) - sigmoid(x)) / (sigmoid(end) - sigmoid(start))."""
+    """Compute Jabri et al.: (sigmoid(end) - sigmoid(x)) / (sigmoid(end) - sigmoid(start))."""
     schedule = schedules.sigmoid(200, start=-2.0, end=4.0, temperature=0.9)
     x = (-2.0 + 6.0 * np.arange(201) / 200) / 0.9
     sigmoid = np.exp(x) / (1 + np.exp(x))
@@ -66,7 +69,7 @@ def test_sigmoid_follows_its_formula_until_its_limit() -> None:
 
 
 def test_karras_has_edms_levels() -> None:
-    """Eq. 5, with i counted from the largest level."""
+    """Compute eq. 5, with i counted from the largest level."""
     sigma = schedules.karras(18).sigma[:0:-1]
     i = np.arange(18)
     low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
@@ -84,7 +87,7 @@ def test_flow_is_straight() -> None:
 
 
 def test_rescaled_schedules_end_in_noise_and_keep_their_first_step() -> None:
-    """Lin et al., algorithm 1: the roots of alpha_bar, shifted and scaled."""
+    """Apply Lin et al., algorithm 1: shift and scale the roots of alpha_bar."""
     old = schedules.scaled_linear(100)
     new = schedules.rescale_zero_terminal_snr(old)
     assert (new.alpha[0], new.alpha[-1], new.sigma[-1]) == (1, 0, 1)

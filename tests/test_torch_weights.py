@@ -1,4 +1,4 @@
-"""Files of weights and their renaming. What needs PyTorch is in test_peers_networks.py."""
+"""Files of weights, and the names in them. test_peers_networks.py has the tests with PyTorch."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_names_and_axes_are_the_references():
     kernel = params["down1"]["model_0"]["conv1_0"]["kernel"]
     weight = state["down1.model.0.conv1.0.weight"]
     assert weight[1, 2, 0, 2] == kernel[0, 2, 2, 1]
-    weight = state["up1.model.0.weight"]  # transposed convolution: (in, out, height, width)
+    weight = state["up1.model.0.weight"]  # a transposed convolution is (in, out, height, width)
     assert weight.shape == (32, 8, 2, 2)
     assert weight[5, 2, 0, 1] == params["up1"]["model_0"]["kernel"][0, 1, 2, 5]
     weight = state["contextembed1.model.0.weight"]
@@ -81,7 +81,7 @@ def test_import_lists_every_fault(state):
     assert "\n" not in message
     assert "missing out.0.bias (8,), up0.1.weight (16,)" in message
     assert "surplus extra.weight (3,)" in message
-    assert "of another shape out.3.bias (4,) instead of (3,)" in message
+    assert "of a different shape out.3.bias (4,) instead of (3,)" in message
     assert "shortcut" not in message
 
 
@@ -91,16 +91,10 @@ def test_import_says_what_a_missing_shortcut_means(state):
         import_state_dict(state, learned)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_import_refuses_what_is_not_finite(state, value):
-    bad = state["up0.0.bias"].copy()
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, np.int32(3)])
+def test_import_refuses_what_is_not_finite_or_not_floating(state, value):
+    bad = state["up0.0.bias"].astype(np.asarray(value).dtype)
     bad[3] = value
-    with pytest.raises(InputError, match=r"not of finite floats up0\.0\.bias$"):
-        import_state_dict(state | {"up0.0.bias": bad}, template(NETWORK))
-
-
-def test_import_refuses_integers(state):
-    bad = state["up0.0.bias"].astype(np.int32)
     with pytest.raises(InputError, match=r"not of finite floats up0\.0\.bias$"):
         import_state_dict(state | {"up0.0.bias": bad}, template(NETWORK))
 
@@ -114,7 +108,7 @@ def test_import_refuses_integers(state):
     ],
     ids=str,
 )
-def test_fields_are_told_by_the_shapes(fields):
+def test_fields_are_inferred_from_the_shapes(fields):
     fields = {"shortcut": "conv", "norm": "batch"} | fields
     zeros = jax.tree.map(lambda v: np.zeros(v.shape), template(ContextUnet(**fields)))
     assert infer_fields(export_state_dict(zeros)) == fields
@@ -149,7 +143,7 @@ def test_safetensors_holds_transposed_arrays_and_other_precisions(tmp_path):
 
 
 def test_safetensors_layout_is_the_published_one(tmp_path):
-    """Eight bytes of length, a JSON header, the data: read here by hand."""
+    """Read the eight bytes of the length, the JSON header and the data, without the library."""
     path = tmp_path / "weights.safetensors"
     write_state_dict(path, {"a": np.float32([[1, 2]])})
     data = path.read_bytes()
@@ -180,18 +174,13 @@ def test_other_suffixes_are_refused(function, name, tmp_path):
         function(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["no/weights.safetensors", "no/weights.pth"])
-def test_missing_files_and_folders_are_named(name, tmp_path):
-    with pytest.raises(InputError, match=r"no/weights\.\w+: No such file"):
-        read_state_dict(tmp_path / name)
-
-
-def test_a_missing_folder_is_made_and_a_file_in_its_place_is_named(tmp_path):
+def test_missing_files_are_named_and_missing_folders_are_made(tmp_path):
     path = tmp_path / "no" / "weights.safetensors"
+    for missing in (path, path.with_suffix(".pth")):
+        with pytest.raises(InputError, match=r"no/weights\.\w+: No such file"):
+            read_state_dict(missing)
     write_state_dict(path, {"a": np.float32([1])})
-    with pytest.raises(
-        InputError, match=r"weights\.safetensors/x\.safetensors: (Not a dir|File exists)"
-    ):
+    with pytest.raises(InputError, match=r"s/x\.safetensors: (Not a dir|File exists)"):
         write_state_dict(path / "x.safetensors", {"a": np.float32([1])})
 
 
@@ -213,16 +202,9 @@ def test_truncated_safetensors_are_refused(state, keep, tmp_path):
     path = tmp_path / "weights.safetensors"
     write_state_dict(path, state)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=r"safetensors is not a file of tensors alone: ") as caught:
+    with pytest.raises(InputError, match=r"safetensors is not a file of only tensors: ") as caught:
         read_state_dict(path)
     assert "\n" not in str(caught.value)
-
-
-def test_foreign_safetensors_are_refused(tmp_path):
-    path = tmp_path / "weights.safetensors"
-    path.write_bytes(b"GIF89a" * 100)
-    with pytest.raises(InputError, match="is not a file of tensors alone"):
-        read_state_dict(path)
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path):
@@ -236,9 +218,10 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
             (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer: .*git lfs pull"),
             (b"\x93NUMPY\x01\x00", "a .npy array: give weights"),
             (b"", "empty: give weights"),
+            (b"GIF89a" * 100, "a GIF image: give weights"),
         ):
             path.write_bytes(data)
-            with pytest.raises(InputError, match=f"not a file of tensors alone: it is {kind}"):
+            with pytest.raises(InputError, match=f"not a file of only tensors: it is {kind}"):
                 read_state_dict(path)
 
 
@@ -252,9 +235,7 @@ def test_prefixes_of_wrappers_are_removed(state, tmp_path, prefix):
     assert_equal({name: read[name] for name in state}, state)
     mixed = {"module.a": np.float32([1]), "b": np.float32([2])}
     write_state_dict(path, mixed)
-    assert_equal(
-        dict(sorted(read_state_dict(path).items(), key=lambda i: i[0] != "module.a")), mixed
-    )
+    assert set(read_state_dict(path)) == set(mixed)
 
 
 @pytest.mark.peers
@@ -267,7 +248,7 @@ def test_a_checkpoint_s_model_is_found(state, tmp_path, name):
     torch.save(whole, tmp_path / "x.pth")
     assert_equal(read_state_dict(tmp_path / "x.pth"), state)
     torch.save(whole | {"model": tensors, "state_dict": tensors}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match="holds no dictionary of tensors alone, but a dict"):
+    with pytest.raises(InputError, match="is not a dictionary of only tensors, but a dict"):
         read_state_dict(tmp_path / "x.pth")
 
 
@@ -282,7 +263,7 @@ def test_python_objects_are_refused_without_advice_to_load_them(tmp_path, form):
     else:
         what = {"model": module.state_dict(), "args": Path("x")} if form == "beside" else module
         torch.save(what, path, _use_new_zipfile_serialization=form != "legacy")
-    reason = "is compressed|holds Python objects, which are never loaded: save a state_dict"
+    reason = "is compressed|holds Python objects, which are never loaded: save only a state_dict"
     with pytest.raises(InputError, match=reason) as caught:
         read_state_dict(path)
     assert "weights_only" not in str(caught.value)

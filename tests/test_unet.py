@@ -1,4 +1,4 @@
-"""The residual U-Net: its function, the sizes and options that it takes, training and sampling."""
+"""The residual U-Net: its function, its sizes and options, training and sampling."""
 
 from functools import partial
 
@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from diffusion_jax import samplers, training
-from diffusion_jax.config import Config
+from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import NETWORKS, Unet
 from diffusion_jax.networks.layers import Conv
 from diffusion_jax.networks.unet import ResidualBlock
-from diffusion_jax.optimizers import Length
-from diffusion_jax.runs import Model
+from diffusion_jax.runs import Config
 from diffusion_jax.sampling import sample
+from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
 from tests.test_folding import random_variables
 from tests.test_networks import jit
 
 
 class Tiny(Unet):
-    """Two levels, for images of 12 x 8."""
+    """A U-Net of two levels, for images of 12 x 8."""
 
     image_shape: tuple[int, int, int] = (12, 8, 3)
     n_cfeat: int = 2
@@ -55,7 +55,7 @@ def test_time_and_context_of_each_image(fields) -> None:
 
 
 def test_attention_is_that_of_its_paper() -> None:
-    """Softmax(q k / sqrt(d)) v over all pixels, added to the block without it (NumPy, float64)."""
+    """Compute softmax(q k / sqrt(d)) v over all pixels plus the block without it, in NumPy."""
     x, emb = jnp.asarray(RNG.normal(size=(2, 3, 4, 8)), jnp.float32), jnp.ones((1, 32))
     block = ResidualBlock(8, 2, partial(Conv))
     shapes = jax.eval_shape(block.init, jax.random.key(0), x, emb)
@@ -97,34 +97,32 @@ def test_refuses_bad_fields(fields, message) -> None:
 
 
 def test_a_registered_network_trains_and_samples_rectangles(monkeypatch) -> None:
-    """Grey images, light or dark by their context: samples are as the context says."""
+    """Use grey images, light or dark by their context, which the samples must show."""
     monkeypatch.setitem(NETWORKS, "tiny", Tiny)
     classes = np.arange(16) % 2
     images = np.where(classes[:, None, None, None], 191, 64).astype(np.uint8)
     images = np.broadcast_to(images, (16, 12, 8, 3))
-    config = Config().override(
+    config = Config(
         network="tiny",
         image_shape=(12, 8, 3),
-        n_cfeat=2,
-        n_feat=8,
-        parameterization="x0",
-        timesteps=50,
-        schedule="cosine",
-        batch_size=8,
-        epochs=40,
-        learning_rate=3e-3,
+        class_names=("light", "dark"),
+        prediction="x0",
+        schedule="cosine:steps=50",
+        optimizer="adam:3e-3",
         keep_probability=1.0,
     )
-    state = training.init(config, Length(16, 8, 40))
+    length = Length(16, 8, 40)
+    task = config.task(length)
+    state = training.init(task)
     assert state.batch_stats == {}
-    losses = []
-    for chunk in training.fit(config, images, CONTEXT[classes], state, jax.devices()[:1]):
+    losses, device = [], jax.devices()[:1]
+    for chunk in training.fit(task, length, images, CONTEXT[classes], state, device):
         state, losses = chunk.state, [*losses, *chunk.losses]
     targets = np.float32([64, 191]) / 127.5 - 1
-    at_zero = np.square(targets).mean()  # the loss of predicting 0, as zeros at the end do
+    at_zero = np.square(targets).mean()  # the loss of a network whose last layer is zero
     assert losses[0] == pytest.approx(at_zero, rel=1e-5)
-    network, schedule = config.network.build(), config.diffusion.build()
-    model = Model(config, network, schedule, {"params": state.params})
+    network, schedule = task.network, task.schedule
+    model = Model(network, {"params": state.params}, schedule, task.prediction, ("light", "dark"))
     assert network.for_sampling(model.variables) == (network, model.variables)
     tableau = samplers.build("ddim", schedule, 5)
     drawn = sample(model, tableau, 2, context=CONTEXT, devices=jax.devices()[:1]).images

@@ -1,4 +1,4 @@
-"""Which images a training step sees: a pure function of (seed, step), on any number of devices."""
+"""The images of each training step: a pure function of (seed, step), whatever the devices."""
 
 import numpy as np
 from jaxtyping import Int32
@@ -8,10 +8,10 @@ from numpy import ndarray
 def indices(
     seed: int, n: int, batch_size: int, start: int, steps: int
 ) -> Int32[ndarray, "steps batch"]:
-    """The images of steps start .. start + steps - 1, as numbers in 0..n-1.
+    """Return the indices, in 0..n-1, of the images of steps start .. start + steps - 1.
 
-    Training reads one endless stream of epochs, each a shuffle of all n images, in batches of
-    batch_size: an epoch visits every image once, also where batch_size does not divide n.
+    Training reads one endless stream of epochs in batches of batch_size. Each epoch is a shuffle
+    of all n images, so it visits every image once, even if batch_size does not divide n.
     """
     position = np.arange(start * batch_size, (start + steps) * batch_size)
     epoch, place = np.divmod(position, n)

@@ -2,29 +2,53 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
-from diffusion_jax.typing import InputError
+from diffusion_jax.typing import InputError, require
 
 LONGEST = 100  # characters of a class name
-UNKNOWN = ("unknown",)  # the fingerprint where the training images are not known
+FEATURES = 1024  # the most features of a context
 
 
 class Dataset(NamedTuple):
-    """N images of 1 or 3 channels, a context vector for each, and the names of its parts.
+    """N images of 1 or 3 channels, a context vector for each, and the names of its features.
 
-    fingerprint: that of the whole files that the images are from, or () if it was not taken.
+    fingerprint: that of all images of the source, also of a part of them; () if it was not
+    computed.
     """
 
     images: UInt8[ndarray, "N height width channel"]
     labels: Float32[ndarray, "N feature"]
     class_names: tuple[str, ...]
     fingerprint: tuple[str, ...] = ()
+
+    def part(self, chosen: ndarray) -> "Dataset":
+        """Return the images at these indices, with their labels."""
+        return self._replace(images=self.images[chosen], labels=self.labels[chosen])
+
+
+class Source(NamedTuple):
+    """All images that a data spec describes, and how many of them training does not see.
+
+    dataset: None if the images are not recorded. held_out: the fraction that is kept from training.
+    fresh: a function (n, number) that draws n new images, which no training set contains; None if
+    the images cannot be drawn.
+    """
+
+    dataset: Dataset | None
+    held_out: float = 0.0
+    fresh: Callable[[int, int], Dataset] | None = None
+
+
+def hold_out(dataset: Dataset, part: float) -> Source:
+    """Return recorded images of which training does not see a part, in [0, 1)."""
+    require(0 <= part < 1, f"held_out={part}: it must be in [0, 1)")
+    return Source(dataset, part)
 
 
 def digests(rows: ndarray) -> list[bytes]:
@@ -35,7 +59,7 @@ def digests(rows: ndarray) -> list[bytes]:
 def fingerprint(dataset: Dataset) -> tuple[str, str, str, str]:
     """Return the number of images, and digests of the images, of the labels, and of the pairs.
 
-    The last does not depend on the order.
+    The digest of the pairs does not depend on their order.
     """
     images, labels = digests(dataset.images), digests(dataset.labels)
     pairs = sorted(map(b"".join, zip(images, labels, strict=True)))
@@ -44,7 +68,10 @@ def fingerprint(dataset: Dataset) -> tuple[str, str, str, str]:
 
 
 def changes(old: Sequence[str], new: Sequence[str]) -> str:
-    """Say how the data of two fingerprints differ; empty if they do not, or one is not known."""
+    """Describe how the data of two fingerprints differ.
+
+    Return "" if they do not differ, or if one is unknown.
+    """
     if old == new or not len(old) == len(new) == 4:
         return ""
     if old[0] != new[0]:
@@ -55,50 +82,66 @@ def changes(old: Sequence[str], new: Sequence[str]) -> str:
     return f"other {' and other '.join(name for name, a, b in parts if a != b)}"
 
 
-def check_class_names(names: Sequence[str]) -> None:
-    """Raise InputError unless every name can be shown, and written as a context."""
+def check_class_names(names: Sequence[str], source: str = "") -> None:
+    """Raise InputError unless every name can be displayed and can be written as a context."""
     for name in names:
         control = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in name)
-        if control or not 0 < len(name) <= LONGEST or name == "none":
-            raise InputError(
-                f"class name {name[:LONGEST]!a}: give it another one, of at most {LONGEST} "
-                'characters, none of them a control character; "none" means no context'
-            )
+        require(
+            0 < len(name) <= LONGEST and name != "none" and not control,
+            f"{source}class name {name[:LONGEST]!a}: give it a different one, of at most {LONGEST} "
+            'characters, without control characters; "none" means no context',
+        )
 
 
 def check_rows(n_images: int, labels: ndarray, source: str) -> None:
     """Raise InputError unless there is one row of labels for each image."""
-    if len(labels) != n_images:
-        raise InputError(
-            f"{source}: {n_images} images but labels of shape {labels.shape}: "
-            "there must be one row of labels for each image"
-        )
+    require(
+        len(labels) == n_images,
+        f"{source}: {n_images} images but labels of shape {labels.shape}: "
+        "there must be one row of labels for each image",
+    )
 
 
 def check(dataset: Dataset, source: str) -> Dataset:
-    """Return the data set if it can be trained on. Raises InputError naming source and fault."""
+    """Return the data set. Raise InputError naming source and fault if it cannot be trained on."""
     images, labels, names = dataset[:3]
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise InputError(
-            f"{source}: images of shape {images.shape}: they must be "
-            "(N, height, width), (N, height, width, 1) or (N, height, width, 3)"
-        )
-    if images.dtype != np.uint8:
-        raise InputError(f"{source}: images of type {images.dtype}: they must be uint8, 0..255")
-    if not images.size:
-        raise InputError(f"{source}: there are no images in it")
-    if images.max() == 1:
-        raise InputError(f"{source}: images of 0 and 1 alone: they must be 0..255")
+    shape = images.shape
+    must = "they must be (N, height, width), (N, height, width, 1) or (N, height, width, 3)"
+    fits = images.ndim == 4 and shape[3] in (1, 3)
+    require(fits, f"{source}: images of shape {shape}: {must}")
+    fits = images.dtype == np.uint8
+    require(fits, f"{source}: images of type {images.dtype}: they must be uint8, 0..255")
+    require(images.size, f"{source}: there are no images in it")
+    require(images.max() != 1, f"{source}: images of only 0 and 1: they must be 0..255")
     check_rows(len(images), labels, source)
-    if not np.all(np.isfinite(labels)):
-        raise InputError(f"{source}: labels must be finite numbers, some are NaN or infinite")
-    if len(names) != labels.shape[1]:
-        raise InputError(
-            f"{source}: {len(names)} class names ({', '.join(names)}) for "
-            f"{labels.shape[1]} label columns: there must be one for each (--class_names)"
-        )
-    try:
-        check_class_names(names)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from None
+    fits = bool(np.all(np.isfinite(labels)))
+    require(fits, f"{source}: labels must be finite numbers, some are NaN or infinite")
+    require(
+        len(names) == labels.shape[1],
+        f"{source}: {len(names)} class names ({', '.join(names)}) for "
+        f"{labels.shape[1]} label columns: there must be one for each (class_names=...)",
+    )
+    check_class_names(names, f"{source}: ")
     return dataset
+
+
+def split(dataset: Dataset, held_out: float) -> tuple[Dataset, Dataset]:
+    """Return the data set without its held-out images, and the held-out images.
+
+    The choice is always the same, and equal images stay together. Raise InputError if either part
+    would be empty.
+    """
+    total = len(dataset.images)
+    order = np.random.default_rng(0).permutation(total)
+    copies, first = digests(dataset.images), dict[bytes, int]()
+    rank = np.array([first.setdefault(copies[image], at) for at, image in enumerate(order)])
+    order = order[np.argsort(rank, kind="stable")]
+    cuts = np.flatnonzero(np.diff(np.sort(rank))) + 1  # the cuts that do not separate copies
+    count = round(held_out * total)
+    if not 0 < count < total or not len(cuts):
+        raise InputError(
+            f"held_out={held_out}: that is {count} of {total} images: it must be neither 0 nor "
+            f"all, and copies stay together: {len(first)} of the images differ"
+        )
+    count = cuts[np.argmin(np.abs(cuts - count))]
+    return dataset.part(np.sort(order[count:])), dataset.part(np.sort(order[:count]))

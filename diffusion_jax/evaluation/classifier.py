@@ -1,4 +1,4 @@
-"""A small classifier of the data set at hand, whose last layer but one gives features."""
+"""A small classifier of a data set. Its second-to-last layer gives the features of images."""
 
 import hashlib
 import io
@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Bool, Float, UInt8
 
+from diffusion_jax import data
 from diffusion_jax.data import Dataset
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.files import open_file, write_atomically
@@ -26,7 +27,6 @@ from diffusion_jax.parallel import AXIS, data_parallel, replicate
 
 FEATURES, CHANNELS = 64, (32, 64)
 STEPS, BATCH, RATE, SEED = 500, 128, 3e-3, 0
-CHUNK = 50  # steps in a dispatch
 
 
 class Classifier(nn.Module):
@@ -46,47 +46,44 @@ class Classifier(nn.Module):
         self.out = Dense(self.classes)
 
     def features(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch feature"]:
-        """What the last layer sees."""
+        """Return the input of the last layer."""
         x = pixels.astype(jnp.float32) / 127.5 - 1
         x = max_pool(gelu(self.norm1(self.conv1(x))))
         x = max_pool(gelu(self.norm2(self.conv2(x))))
         return gelu(self.hidden(x.reshape(len(x), -1)))
 
     def __call__(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
-        """Logits of the classes."""
+        """Return the logits of the classes."""
         return self.out(self.features(pixels))
 
 
 def network(dataset: Dataset) -> Classifier:
-    """The classifier of a data set."""
+    """Return the classifier of a data set."""
     return Classifier(dataset.images.shape[1:], dataset.labels.shape[1])
 
 
 def init(net: Classifier) -> Any:
-    """Random weights, the same each time."""
+    """Return random weights, the same each time."""
     pixels = jnp.zeros((1, *net.image_shape), jnp.uint8)
     return jax.jit(net.init)(jax.random.key(SEED), pixels)["params"]
 
 
 def has_classes(dataset: Dataset) -> bool:
-    """Whether every label is one of several classes, as a classifier needs."""
+    """Return whether every label is exactly one of several classes, as a classifier needs."""
     labels = dataset.labels
     one_hot = np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(1) == 1)
     return bool(one_hot and np.count_nonzero(labels.any(0)) > 1)
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """A hash of a data set and of the recipe by which its classifier is trained."""
-    recipe = (FEATURES, CHANNELS, STEPS, BATCH, RATE, SEED, dataset.class_names)
-    digest = hashlib.sha256(json.dumps(recipe).encode())
-    for array in (dataset.images, dataset.labels):
-        digest.update(f"{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    """Return a hash of a data set and of the recipe by which its classifier is trained."""
+    recipe = (FEATURES, CHANNELS, STEPS, BATCH, RATE, SEED, dataset.images.shape)
+    parts = (recipe, dataset.class_names, data.fingerprint(dataset))
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def load(path: Path, dataset: Dataset) -> Any | None:
-    """The stored weights, or None if there are none, sound, of this data set and recipe."""
+    """Return the stored weights, or None if there are none for this data set and recipe."""
     try:
         with open_file(path) as opened, np.load(opened, allow_pickle=False) as file:
             if str(file["fingerprint"]) != fingerprint(dataset):
@@ -100,7 +97,7 @@ def load(path: Path, dataset: Dataset) -> Any | None:
 
 
 def save(path: Path, dataset: Dataset, params: Any) -> None:
-    """Store the weights with what they were trained on."""
+    """Store the weights with the fingerprint of their data and recipe."""
     leaves = {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}
     arrays: dict[str, Any] = {"fingerprint": np.array(fingerprint(dataset)), **leaves}
     np.savez(buffer := io.BytesIO(), **arrays)
@@ -110,16 +107,16 @@ def save(path: Path, dataset: Dataset, params: Any) -> None:
 def obtain(
     path: Path, dataset: Dataset, devices: Sequence[jax.Device], tell: Callable[[str], object]
 ) -> Any | None:
-    """The weights, stored or trained now and stored; None for data without classes.
+    """Return the stored weights, or train and store them; return None for data without classes.
 
-    tell: is told what happens, in words.
+    tell: called with messages about the progress.
     """
     if not has_classes(dataset):
         tell("the data have no classes: features of a network with random weights instead")
         return None
     params = load(path, dataset)
     if params is None:
-        other = " (the stored one is damaged, or of another data set)" if path.exists() else ""
+        other = " (the stored one is damaged, or of other data)" if path.exists() else ""
         begin = time.perf_counter()
         params = train(dataset, devices)
         save(path, dataset, params)
@@ -130,58 +127,43 @@ def obtain(
 def recognise(
     params: Any, dataset: Dataset, devices: Sequence[jax.Device]
 ) -> Bool[np.ndarray, " n"]:
-    """Which images of a data set a classifier gives to their class."""
+    """Return which images of a data set a classifier assigns to their class."""
     run = apply(network(dataset), "__call__", tuple(devices))
     logits = map_rows(run, params, np.asarray(dataset.images), devices)
     return logits.argmax(1) == dataset.labels.argmax(1)
 
 
 def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
-    """The weights of a classifier, trained from a fixed seed on a data set with classes."""
+    """Return the weights of a classifier, trained from a fixed seed on data with classes."""
     count = max(n for n in range(1, len(devices) + 1) if BATCH % n == 0)
-    devices = tuple(devices[:count])
-    net = network(dataset)
-    params = init(net)
-    classes = dataset.labels.argmax(1).astype(np.int32)
-    state = params, _optimizer().init(params)
-    state, *data = replicate((state, np.asarray(dataset.images), classes), devices)
-    run = _train_chunk(net, devices)
-    shape = (STEPS // CHUNK, CHUNK, count, BATCH // count)
-    order = np.random.default_rng(SEED).integers(0, len(classes), shape, np.int32)
-    for chosen in order.swapaxes(1, 2):
-        with jax.numpy_dtype_promotion("standard"):  # which optax needs
-            state = jax.block_until_ready(run(state, *data, chosen))
-    return jax.tree.map(np.asarray, state[0])
-
-
-@lru_cache
-def _train_chunk(net: Classifier, devices: tuple[jax.Device, ...]) -> Any:
-    optimizer = _optimizer()
+    net, devices = network(dataset), tuple(devices[:count])
+    optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
 
     def loss_of(params: Any, images: Array, classes: Array) -> Array:
         logits = net.apply({"params": params}, images)
         return optax.softmax_cross_entropy_with_integer_labels(logits, classes).mean()
 
-    def chunk(state: tuple, images: Array, classes: Array, order: Array) -> tuple:
-        def body(i: Array, state: tuple) -> tuple:
+    def steps(params: Any, images: Array, classes: Array, order: Array) -> Any:
+        def step(state: tuple, chosen: Array) -> tuple:
             params, opt_state = state
-            gradient = jax.grad(loss_of)(params, images[order[i]], classes[order[i]])
+            gradient = jax.grad(loss_of)(params, images[chosen], classes[chosen])
             updates, opt_state = optimizer.update(lax.pmean(gradient, AXIS), opt_state)
-            return optax.apply_updates(params, updates), opt_state
+            return (optax.apply_updates(params, updates), opt_state), None
 
-        return lax.fori_loop(0, len(order), body, state)
+        return lax.scan(step, (params, optimizer.init(params)), order)[0][0]
 
-    in_axes = (None, None, None, 0)
-    return data_parallel(chunk, in_axes, (None, None), devices=devices, donate=(0,))
-
-
-def _optimizer() -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
+    shape = (STEPS, count, BATCH // count)
+    classes = dataset.labels.argmax(1).astype(np.int32)
+    order = np.random.default_rng(SEED).integers(0, len(classes), shape, np.int32)
+    run = data_parallel(steps, (None, None, None, 0), None, devices=devices)
+    inputs = replicate((init(net), np.asarray(dataset.images), classes), devices)
+    with jax.numpy_dtype_promotion("standard"):  # optax needs it
+        return jax.tree.map(np.asarray, run(*inputs, order.swapaxes(0, 1)))
 
 
 @lru_cache
 def apply(net: Classifier, method: str, devices: tuple[jax.Device, ...]) -> Any:
-    """Compiled (params, pixels) -> features or logits, for map_rows."""
+    """Return compiled (params, pixels) -> features or logits, for map_rows."""
     run = partial(net.apply, method=method)
     return data_parallel(
         lambda params, x: run({"params": params}, x), (None, 0), 0, devices=devices

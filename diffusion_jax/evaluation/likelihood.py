@@ -1,13 +1,13 @@
-"""Likelihood of images in bits per dimension: by the probability flow, and its bound.
+"""The likelihood of images in bits per dimension, by the probability flow and by its bound.
 
-Both are of the model with the prior N(0, alpha_T^2 + sigma_T^2) at the noisiest level that has a
-signal, under which images in 0..255 are taken as 2 / 255 wide bins about -1 .. 1.
+Both use the prior N(0, alpha_T^2 + sigma_T^2) at the noisiest level that has a signal. Pixels in
+0..255 are bins of width 2 / 255 around values in -1 .. 1.
 
-- flow: Song et al. 2021, arXiv:2011.13456, eq. 39 and 40. Pixels are dequantised by noise that is
-  uniform over their bin, so that the mean is an upper bound for whole pixels (Theis et al. 2016,
+- flow: Song et al. 2021, arXiv:2011.13456, eq. 39 and 40. Noise that is uniform over a pixel's bin
+  dequantises it, so the mean is an upper bound for whole pixels (Theis et al. 2016,
   arXiv:1511.01844). The flow ends at the first level of the schedule.
 - bound: Ho et al. 2020, arXiv:2006.11239, eq. 5, with the variances of the forward posterior
-  (section 3.2), and their discretised decoder, eq. 13, of variance beta_1.
+  (section 3.2) and the discretised decoder of eq. 13, whose variance is beta_1.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,29 +22,29 @@ from jax import lax
 from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Key, UInt8
 
-from diffusion_jax.denoisers import network_denoiser
+from diffusion_jax.diffusion.guidance import Model, network_denoiser
+from diffusion_jax.diffusion.predictions import Parameterization
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.networks import Network
 from diffusion_jax.parallel import data_parallel
-from diffusion_jax.parameterizations import PARAMETERIZATIONS
-from diffusion_jax.runs import Model
 from diffusion_jax.samplers import row_noise, sample_keys
-from diffusion_jax.schedules import NoiseSchedule
+from diffusion_jax.spec import choose
 from diffusion_jax.typing import Denoiser, Images, InputError, Level, require
 
 BIN = 2 / 255  # the width of a grey level's bin
-FINE = 20_000  # levels between which alpha is interpolated, in its logarithm
-TOLERANCE = 1e-4  # relative and absolute, of an adaptive step of the flow
-MOST = 4096  # steps of the flow
+FINE = 20_000  # levels between which log(alpha) is interpolated
+TOLERANCE = 1e-4  # relative and absolute tolerance of the flow's adaptive steps
+MOST = 4096  # the most steps of the flow
 DEQUANTISE, PROBE, FORWARD = (np.uint32(2**32 - k) for k in (2, 3, 4))  # streams of noise
 
 Bits = Float[Array, " batch"]
 
 
 class Curve(NamedTuple):
-    """A schedule as functions of s = log(sigma / alpha), tabulated: float32 on the device.
+    """A schedule as tabulated functions of s = log(sigma / alpha), in float32 on the device.
 
-    The whole levels (T,) from the first on, and alpha on a grid of FINE points.
+    It holds the whole levels (T,) from the first one, and alpha on a grid of FINE points.
     """
 
     s: Any
@@ -53,13 +53,13 @@ class Curve(NamedTuple):
     log_alpha: Any
 
     def level(self, s: Float[Array, ""]) -> Level:
-        """The level at s: t is linear in s between whole levels, as it is in the schedule."""
+        """Return the level at s. t is linear in s between whole levels, as in the schedule."""
         alpha = jnp.exp(jnp.interp(s, self.fine, self.log_alpha))
         return Level(jnp.interp(s, self.s, self.t), alpha, alpha * jnp.exp(s))
 
 
 def curve_of(schedule: NoiseSchedule) -> Curve:
-    """A schedule's curve, from its first level to the last one that has a signal."""
+    """Return a schedule's curve, from its first level to the last one that has a signal."""
     ratio = schedule.ratio[1:]
     s = np.log(ratio[np.isfinite(ratio)])
     fine = np.linspace(s[0], s[-1], FINE)
@@ -71,12 +71,13 @@ def curve_of(schedule: NoiseSchedule) -> Curve:
 def flow(
     denoise: Denoiser, curve: Curve, y: Images, probes: Float[Array, "K batch height width channel"]
 ) -> Bits:
-    """-log2 of the density at images y, per dimension, by the probability flow ODE.
+    """Return -log2 of the density at images y, per dimension, by the probability flow ODE.
 
-    In y = x / alpha the flow is dy/ds = r eps with r = sigma / alpha = e^s, and the log-density
-    falls by the trace of its Jacobian. The state is y / sqrt(1 + r^2), of about unit size.
-    probes: vectors v of which v.Jv estimates the trace (Hutchinson): independent of mean 0 and
-    variance 1, or scaled unit vectors, for the exact trace. NaN where MOST steps do not suffice.
+    In y = x / alpha the flow is dy/ds = r eps with r = sigma / alpha = e^s. The log-density falls
+    by the trace of its Jacobian. The integrated state is y / sqrt(1 + r^2), of about unit size.
+    probes: vectors v whose mean v.Jv estimates the trace (Hutchinson). Entries are independent with
+    mean 0 and variance 1; scaled unit vectors give the exact trace.
+    The result is NaN where MOST steps do not suffice.
     """
     solver = diffrax()
     curve, size = Curve(*map(jnp.asarray, curve)), y[0].size
@@ -106,74 +107,83 @@ def flow(
     )
     solved = found.result == solver.RESULTS.successful
     states, grown = (jnp.where(solved, leaf[-1], jnp.nan) for leaf in found.ys)
-    end = curve.level(last)
-    states = states * jnp.sqrt(1 + jnp.exp(2 * last))
-    deviation = jnp.sqrt(end.alpha**2 + end.sigma**2) / end.alpha
-    prior = -0.5 * jnp.square(states / deviation).sum((1, 2, 3)) - size * (
-        jnp.log(deviation) + 0.5 * np.log(2 * np.pi)
-    )
-    return -(prior + grown) / (size * np.log(2))
+    # N(0, 1) for the state, which is N(0, 1 + r^2) for y.
+    prior = -jnp.square(states).sum((1, 2, 3)) - size * jnp.log(2 * np.pi * (1 + jnp.exp(2 * last)))
+    return -(prior / 2 + grown) / (size * np.log(2))
 
 
 class Chain(NamedTuple):
     """The levels 1 .. T of a schedule, and the weight of each in the bound: float32, (T,).
 
-    weight: (alpha_j^2 / sigma_j^2 - alpha_i^2 / sigma_i^2) / 2, of the step i -> j = i - 1; that of
-    level 1 is 0, where the decoder stands instead, of standard deviation `decoder`.
+    weight: (alpha_j^2 / sigma_j^2 - alpha_i^2 / sigma_i^2) / 2 for the step i -> j = i - 1. It is 0
+    at level 1, where the decoder takes the step's place, with standard deviation sigma_1.
     """
 
-    t: Any
-    alpha: Any
-    sigma: Any
+    level: Level
     weight: Any
-    decoder: Any
 
 
 def chain_of(schedule: NoiseSchedule) -> Chain:
-    """A schedule's chain, from its first level to the last one that has a signal."""
+    """Return a schedule's chain, from its first level to the last one that has a signal."""
     kept = np.isfinite(schedule.ratio[1:])
     alpha, sigma = schedule.alpha[1:][kept], schedule.sigma[1:][kept]
     snr = np.square(alpha / sigma)
-    weight = np.concatenate([[0.0], (snr[:-1] - snr[1:]) / 2])
-    columns = (np.arange(1, len(alpha) + 1), alpha, sigma, weight, sigma[0])
-    return Chain(*(np.asarray(column, np.float32) for column in columns))
+    chain = Chain(
+        Level(np.arange(1, len(alpha) + 1), alpha, sigma), -np.diff(snr, prepend=snr[0]) / 2
+    )
+    return jax.tree.map(np.float32, chain)
 
 
 def bound(denoise: Denoiser, chain: Chain, x0: Images, keys: Key[Array, " batch"]) -> Bits:
-    """The variational bound of -log2 of the probability of images in whole grey levels.
+    """Return the variational bound of -log2 of the probability of images in whole grey levels.
 
-    Each of the T steps has its noise, that of its level's row. The Kullback-Leibler divergence of
-    two Gaussians of one variance is weight |x0 - predicted x0|^2 (Kingma et al. 2021,
-    arXiv:2107.00630, its loss of T steps).
+    Each of the T steps draws its own noise, as its level's row does. The Kullback-Leibler
+    divergence of two Gaussians with equal variance is weight |x0 - predicted x0|^2 (Kingma et al.
+    2021, arXiv:2107.00630, the loss for T steps).
     """
-
-    chain = Chain(*map(jnp.asarray, chain))
+    levels, weights = jax.tree.map(jnp.asarray, chain)
 
     def step(nats: Array, row: tuple) -> tuple[Array, None]:
-        number, t, alpha, sigma, weight = row
+        number, level, weight = row
         noise = row_noise(keys, FORWARD - number, x0.shape[1:])
-        predicted = denoise(alpha * x0 + sigma * noise, Level(t, alpha, sigma)).x0
-        decoded = -log_bin(x0, predicted, chain.decoder)
+        predicted = denoise(level.alpha * x0 + level.sigma * noise, level).x0
+        decoded = -log_bin(x0, predicted, levels.sigma[0])
         gaussian = weight * jnp.square(x0 - predicted)
         return nats + jnp.where(number == 0, decoded, gaussian).sum((1, 2, 3)), None
 
-    rows = (jnp.arange(len(chain.t), dtype=jnp.uint32), *chain[:4])
+    rows = jnp.arange(len(weights), dtype=jnp.uint32), levels, weights
     nats, _ = lax.scan(step, jnp.zeros(len(x0)), rows)
-    alpha, sigma = chain.alpha[-1], chain.sigma[-1]
+    alpha, sigma = levels.alpha[-1], levels.sigma[-1]
     total = alpha**2 + sigma**2  # the prior's variance
     last = (sigma**2 + jnp.square(alpha * x0)) / total - 1 - jnp.log(sigma**2 / total)
     return (nats + last.sum((1, 2, 3)) / 2) / (x0[0].size * np.log(2))
 
 
 def log_bin(x: Images, mean: Images, deviation: Float[Array, ""]) -> Images:
-    """The log-probability that a Gaussian gives to the bins about x; the outermost are open."""
+    """Return a Gaussian's log-probability of the bins around x. The outermost bins are open."""
     low = jnp.where(x <= -1 + BIN / 2, -jnp.inf, (x - BIN / 2 - mean) / deviation)
     high = jnp.where(x >= 1 - BIN / 2, jnp.inf, (x + BIN / 2 - mean) / deviation)
-    # The difference of two values near 1 is lost: take the other tail, where they are near 0.
+    # The difference of two values near 1 loses precision: take the other tail, near 0.
     swap = low + high > 0
     low, high = jnp.where(swap, -high, low), jnp.where(swap, -low, high)
     log_high = log_ndtr(high)
     return log_high + jnp.log1p(-jnp.exp(jnp.minimum(log_ndtr(low) - log_high, -1e-7)))
+
+
+def _flow_of_pixels(
+    denoise: Denoiser, curve: Curve, x0: Images, keys: Key[Array, " batch"], probes: int | None
+) -> Bits:
+    """Dequantise whole grey levels, and return the flow's bits."""
+    uniform = partial(jax.random.uniform, shape=x0.shape[1:])
+    shifts = draw_for_each(keys, DEQUANTISE, uniform) - 0.5
+    directions = rademacher(keys, x0.shape[1:], probes) if probes else units(x0)
+    return flow(denoise, curve, x0 + BIN * shifts, directions) - np.log2(BIN)
+
+
+WAYS: dict[str, tuple[Callable, Callable]] = {  # what prepares a schedule, and the bits of images
+    "flow": (curve_of, _flow_of_pixels),
+    "bound": (chain_of, lambda denoise, chain, x0, keys, _: bound(denoise, chain, x0, keys)),
+}
 
 
 def bits_per_dim(
@@ -188,34 +198,32 @@ def bits_per_dim(
     chunk: int = 64,
     progress: Callable[[int], object] | None = None,
 ) -> Float[np.ndarray, " n"]:
-    """Bits per dimension of each image, given its context.
+    """Return the bits per dimension of each image, given its context.
 
-    by: "flow" or "bound". probes: Rademacher vectors for the trace of the flow; None is the exact
-    trace, one product for each dimension. chunk: images at once on a device.
+    by: "flow" or "bound". probes: the number of Rademacher vectors for the trace of the flow; None
+    takes the exact trace, one product for each dimension. chunk: images on a device at once.
     progress: called after each chunk with its number of images.
-    Raises InputError for what cannot be, and where the flow needs diffrax and it is missing.
+    Raise InputError if an option is invalid, or if the flow is asked for and diffrax is missing.
     """
-    require(by in ("flow", "bound"), f"by={by!r}: choose from flow, bound")
+    table_of, _ = choose(WAYS, "by", by)
     require(probes is None or probes >= 1, f"probes={probes}: it must be at least 1, or None")
     require(len(images) >= 1 and chunk >= 1, "give at least one image, and a chunk of at least one")
     if by == "flow":
         diffrax()
-    network = model.network
     if context is None:
-        context = np.zeros((len(images), network.n_cfeat), np.float32)
-    parameterization = model.config.diffusion.parameterization
-    timesteps = model.schedule.steps
-    run = _compiled(network, parameterization, timesteps, by, probes, tuple(devices))
-    table = (curve_of if by == "flow" else chain_of)(model.schedule)
+        context = np.zeros((len(images), model.network.n_cfeat), np.float32)
+    run = _compiled(
+        model.network, model.prediction, model.schedule.steps, by, probes, tuple(devices)
+    )
     ids = np.arange(len(images), dtype=np.uint32)
-    shared, rows = (model.variables, table, np.uint32(seed)), (images, context, ids)
-    return map_rows(run, shared, rows, devices, chunk, progress)
+    shared = (model.variables, table_of(model.schedule), np.uint32(seed))
+    return map_rows(run, shared, (images, context, ids), devices, chunk, progress)
 
 
 @lru_cache
 def _compiled(
     network: Network,
-    parameterization: str,
+    prediction: Parameterization,
     timesteps: int,
     by: str,
     probes: int | None,
@@ -224,55 +232,34 @@ def _compiled(
     def on_one_device(shared: Any, rows: Any) -> Bits:
         (variables, table, seed), (pixels, context, ids) = shared, rows
         folded, variables = network.for_sampling(variables)
-        denoise = network_denoiser(
-            partial(folded.apply, variables),
-            PARAMETERIZATIONS[parameterization],
-            timesteps,
-            context,
-        )
-        keys = sample_keys(jax.random.key(seed), ids)
-        return measured(denoise, table, pixels, keys, by, probes)
+        apply = partial(folded.apply, variables)
+        denoise = network_denoiser(apply, prediction, timesteps, context)
+        x0 = pixels.astype(jnp.float32) / 127.5 - 1
+        return WAYS[by][1](denoise, table, x0, sample_keys(jax.random.key(seed), ids), probes)
 
     return data_parallel(on_one_device, (None, 0), 0, devices=devices)
 
 
-def measured(
-    denoise: Denoiser,
-    table: Curve | Chain,
-    pixels: UInt8[Array, "batch height width channel"],
-    keys: Key[Array, " batch"],
-    by: str,
-    probes: int | None,
-) -> Bits:
-    """Bits per dimension of pixels: a batch, on one device."""
-    x0 = pixels.astype(jnp.float32) / 127.5 - 1
-    if isinstance(table, Chain):
-        return bound(denoise, table, x0, keys)
-    shifts = draw_for_each(keys, DEQUANTISE, partial(jax.random.uniform, shape=x0.shape[1:]))
-    directions = rademacher(keys, x0.shape[1:], probes) if probes else units(x0)
-    return flow(denoise, table, x0 + BIN * (shifts - 0.5), directions) - np.log2(BIN)
-
-
 def draw_for_each(keys: Key[Array, " batch"], stream: np.uint32, draw: Callable) -> Array:
-    """One draw for each key, of a stream of its own."""
+    """Return one draw for each key, from the key's own stream of this number."""
     return jax.vmap(lambda key: draw(jax.random.fold_in(key, stream)))(keys)
 
 
 def rademacher(keys: Key[Array, " batch"], shape: tuple[int, ...], count: int) -> Array:
-    """So many random signs for each image: (count, batch, *shape)."""
+    """Return count arrays of random signs for each image: (count, batch, *shape)."""
     draw = partial(jax.random.rademacher, shape=(count, *shape), dtype=jnp.float32)
     return draw_for_each(keys, PROBE, draw).swapaxes(0, 1)
 
 
 def units(x0: Images) -> Array:
-    """The unit vectors, scaled so that the mean of v.Jv over them is the trace."""
+    """Return the unit vectors, scaled so that the mean of v.Jv over them is the trace."""
     size = x0[0].size
     vectors = jnp.eye(size) * np.float32(np.sqrt(size))
     return jnp.broadcast_to(vectors.reshape(size, 1, *x0.shape[1:]), (size, *x0.shape))
 
 
 def diffrax() -> ModuleType:
-    """The module diffrax. Raises InputError with what to install where it is missing."""
+    """Return the module diffrax. Raise InputError with what to install if it is missing."""
     try:
         import diffrax
     except ImportError:

@@ -1,4 +1,4 @@
-"""A function of many rows, in chunks of one size over all devices."""
+"""Map a function over many rows, in chunks of one size on all devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,16 +19,16 @@ def map_rows(
     chunk: int = CHUNK,
     progress: Callable[[int], object] | None = None,
 ) -> Any:
-    """fn(shared, rows), a tree of arrays with a leading axis of rows; fn is from data_parallel.
+    """Return fn(shared, rows), a tree of arrays with a leading axis of rows.
 
-    rows: an array, or a tree of arrays of one length. chunk: how many on a device at once.
-    progress: called after each chunk of all devices with its number of rows.
+    fn: from data_parallel. rows: an array, or a tree of arrays of equal length. chunk: the rows on
+    a device at once. progress: called with the number of rows that all devices have just done.
     """
     shared = replicate(shared, devices)
     count, size = len(jax.tree.leaves(rows)[0]), chunk * len(devices)
     parts = []
     for first in range(0, count, size):
-        chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last is filled up
+        chosen = np.minimum(np.arange(first, first + size), count - 1)  # the last one is padded
         some = split(jax.tree.map(lambda leaf, at=chosen: leaf[at], rows), len(devices))
         parts.append(merge(jax.tree.map(np.asarray, fn(shared, some))))
         if progress is not None:

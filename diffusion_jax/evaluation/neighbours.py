@@ -1,4 +1,4 @@
-"""Nearest neighbours, and the measures that rest on them; distances are Euclidean, in blocks."""
+"""Nearest neighbours in Euclidean distance, and measures that use them."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,128 +14,85 @@ from diffusion_jax.evaluation.estimate import Estimate, mean
 from diffusion_jax.evaluation.mapping import map_rows
 from diffusion_jax.parallel import data_parallel
 
-PRECISION_K = 3  # the neighbours of Kynkaanniemi et al.
-COVERAGE_K = 5  # the neighbours of Naeem et al.
-BLOCK = 2048  # points whose distances to a part of the queries are in memory at once
+PRECISION_K = 3  # as in Kynkaanniemi et al.
+COVERAGE_K = 5  # as in Naeem et al.
 
 Rows = Num[np.ndarray, "n feature"]  # uint8 pixels, or features in float32
 Points = Num[np.ndarray, "m feature"]
 
 
 class Neighbours(NamedTuple):
-    """For each query, its nearest points: distances, ascending, and the points' numbers."""
+    """The distances, ascending, from each query to its nearest points, and their indices."""
 
     distances: Float[np.ndarray, "n k"]
     indices: Int[np.ndarray, "n k"]
 
 
 def nearest(queries: Rows, points: Points, k: int, devices: Sequence[jax.Device]) -> Neighbours:
-    """The k nearest points of each query. k must not exceed the number of points."""
-    found = map_rows(_nearest(k, tuple(devices)), _blocks(points), queries, devices)
+    """Return the k nearest points of each query. k must not exceed the number of points."""
+    found = map_rows(_nearest(k, tuple(devices)), points, queries, devices)
     return Neighbours(np.sqrt(found[0]), found[1])
 
 
 def balls(
     queries: Rows, points: Points, radii: Float[np.ndarray, " m"], devices: Sequence[jax.Device]
 ) -> Int[np.ndarray, " n"]:
-    """How many of the balls of these radii around the points each query lies in."""
-    shared = (*_blocks(points), _pad(np.square(radii).astype(np.float32), -1.0))
+    """Return how many of the balls with these radii around the points contain each query."""
+    shared = points, np.square(radii).astype(np.float32)
     return map_rows(_balls(tuple(devices)), shared, queries, devices)
 
 
-def precision_recall(
-    real: Rows, fake: Points, devices: Sequence[jax.Device]
-) -> dict[str, Estimate]:
-    """Precision and recall (Kynkaanniemi et al. 2019, arXiv:1904.06991), k = 3.
+def overlap(real: Rows, fake: Points, devices: Sequence[jax.Device]) -> dict[str, Estimate]:
+    """Return, by name, how far two sets overlap. Values are near 1 if both are distributed alike.
 
-    precision: the part of fake that lies in the union of balls around real that reach to the
-    k-th neighbour; recall the other way round. Errors are of the images that are counted, with
-    the balls held fixed.
+    A ball around an image reaches to its k-th neighbour in the same set.
+    precision: the fraction of fake images inside any ball around a real one. recall: the same with
+    the roles exchanged. k = 3 (Kynkaanniemi et al. 2019, arXiv:1904.06991).
+    density: the mean number of balls around real images that contain a fake one, divided by k.
+    coverage: the fraction of these balls that contain any fake image. k = 5 (Naeem et al. 2020,
+    arXiv:2002.09797).
+    Errors come from the images that are counted, with the balls held fixed.
     """
-    inside = balls(fake, real, radii(real, PRECISION_K, devices), devices) > 0
-    reached = balls(real, fake, radii(fake, PRECISION_K, devices), devices) > 0
-    return {"precision": mean(inside), "recall": mean(reached)}
-
-
-def density_coverage(
-    real: Rows, fake: Points, devices: Sequence[jax.Device]
-) -> dict[str, Estimate]:
-    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797), k = 5.
-
-    density: how many balls around real an image of fake lies in, over k; near 1 where fake is
-    distributed as real. coverage: the part of the balls that hold an image of fake. Errors as in
-    precision_recall.
-    """
-    reach = radii(real, COVERAGE_K, devices)
-    covered = nearest(real, fake, 1, devices).distances[:, 0] <= reach
+    near, reach = radii(real, (PRECISION_K, COVERAGE_K), devices).T
+    (back,) = radii(fake, (PRECISION_K,), devices).T
     return {
+        "precision": mean(balls(fake, real, near, devices) > 0),
+        "recall": mean(balls(real, fake, back, devices) > 0),
         "density": mean(balls(fake, real, reach, devices) / COVERAGE_K),
-        "coverage": mean(covered),
+        "coverage": mean(nearest(real, fake, 1, devices).distances[:, 0] <= reach),
     }
 
 
-def radii(points: Rows, k: int, devices: Sequence[jax.Device]) -> Float[np.ndarray, " n"]:
-    """The distance of each point to its k-th nearest other point."""
-    return nearest(points, points, k + 1, devices).distances[:, k]
+def radii(
+    points: Rows, ks: Sequence[int], devices: Sequence[jax.Device]
+) -> Float[np.ndarray, "n k"]:
+    """Return the distance of each point to its k-th nearest other point, for each k."""
+    return nearest(points, points, max(ks) + 1, devices).distances[:, list(ks)]
 
 
-def _blocks(points: Rows) -> tuple[Any, Any]:
-    """Points in blocks, and which of them are real: the last block is filled up."""
-    valid = _pad(np.ones(len(points), bool), False)
-    return _pad(points, 0), valid
-
-
-def _pad(values: np.ndarray, fill: Any) -> np.ndarray:
-    surplus = -len(values) % BLOCK
-    padded = np.concatenate([values, np.full((surplus, *values.shape[1:]), fill, values.dtype)])
-    return padded.reshape(-1, BLOCK, *values.shape[1:])
-
-
-def _squared(queries: Array, points: Array, valid: Array) -> Array:
-    """Squared distances (query, point), infinite for points that are none."""
+def _squared(queries: Array, points: Array) -> Float[Array, "n m"]:
     q, p = queries.astype(jnp.float32), points.astype(jnp.float32)
-    dots = jnp.matmul(q, p.T, precision=lax.Precision.HIGHEST)
-    squares = jnp.square(q).sum(1)[:, None] + jnp.square(p).sum(1)[None, :]
-    return jnp.where(valid[None, :], jnp.maximum(squares - 2 * dots, 0.0), jnp.inf)
+    own, other = jnp.square(q).sum(1)[:, None], jnp.square(p).sum(1)[None, :]
+    return jnp.maximum(own + other - jnp.matmul(2 * q, p.T, precision=lax.Precision.HIGHEST), 0.0)
 
 
 @lru_cache
 def _nearest(k: int, devices: tuple[jax.Device, ...]) -> Any:
-    def on_one_device(points: Any, queries: Array) -> tuple[Array, Array]:
-        def body(best: tuple[Array, Array], block: tuple) -> tuple[tuple[Array, Array], None]:
-            number, rows, valid = block
-            squares = _squared(queries, rows, valid)
-            near, where = smallest(squares, k)
-            values = jnp.concatenate([best[0], near], 1)
-            indices = jnp.concatenate([best[1], where + number * BLOCK], 1)
-            values, chosen = smallest(values, k)
-            return (values, jnp.take_along_axis(indices, chosen, 1)), None
-
-        numbers = jnp.arange(len(points[0]), dtype=jnp.int32)
-        shape = (len(queries), k)
-        start = (jnp.full(shape, jnp.inf), jnp.zeros(shape, jnp.int32))
-        return lax.scan(body, start, (numbers, *points))[0]
+    def on_one_device(points: Array, queries: Array) -> tuple[Array, Array]:
+        squares = _squared(queries, points)
+        if k == 1:  # 20 times as fast on a CPU as top_k
+            where = jnp.argmin(squares, 1, keepdims=True).astype(jnp.int32)
+            return jnp.take_along_axis(squares, where, 1), where
+        near, where = lax.top_k(-squares, k)
+        return -near, where
 
     return data_parallel(on_one_device, (None, 0), (0, 0), devices=devices)
 
 
-def smallest(values: Float[Array, "n m"], k: int) -> tuple[Float[Array, "n k"], Int[Array, "n k"]]:
-    """The k smallest entries of each row, ascending, and where they are."""
-    if k == 1:
-        where = jnp.argmin(values, 1, keepdims=True).astype(jnp.int32)
-        return jnp.take_along_axis(values, where, 1), where
-    near, where = lax.top_k(-values, k)
-    return -near, where
-
-
 @lru_cache
 def _balls(devices: tuple[jax.Device, ...]) -> Any:
-    def on_one_device(points: Any, queries: Array) -> Array:
-        def body(count: Array, block: tuple) -> tuple[Array, None]:
-            rows, valid, reach = block
-            inside = _squared(queries, rows, valid) <= reach[None, :]
-            return count + inside.sum(1, dtype=jnp.int32), None
-
-        return lax.scan(body, jnp.zeros(len(queries), jnp.int32), points)[0]
+    def on_one_device(shared: tuple[Array, Array], queries: Array) -> Array:
+        points, reach = shared
+        return (_squared(queries, points) <= reach).sum(1, dtype=jnp.int32)
 
     return data_parallel(on_one_device, (None, 0), 0, devices=devices)

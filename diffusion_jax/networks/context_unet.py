@@ -1,7 +1,7 @@
-"""The ContextUnet: a small U-Net that predicts from a noisy image, its time and a context.
+"""The ContextUnet: a small U-Net that takes a noisy image, its time and a context.
 
-Submodules are named as in the published network's state_dict (`conv1.0` is `conv1_0` here), so
-that its weights are imported by renaming and transposition.
+Submodules are named as in the published network's state_dict (`conv1.0` is `conv1_0` here), so that
+its weights can be imported by renaming and transposing.
 """
 
 from functools import partial
@@ -30,19 +30,19 @@ from diffusion_jax.typing import Images, Variables
 
 
 class ContextUnet(Network):
-    """U-Net of two levels, conditioned on the time and on a context vector.
+    """U-Net of two levels, with time and context: the published network of the sprites.
 
-    The published network of the sprites (1,480,771 parameters), whose random, unsaved shortcut in
-    `init_conv` is replaced: by a learned 1 x 1 convolution, or by nothing, h / 1.414, with
-    shortcut="none", which takes the published weights.
+    The published network (1,480,771 parameters) has a shortcut in `init_conv` that is random and
+    not saved. Here it is a learned 1 x 1 convolution. With shortcut="none" the block returns
+    h / 1.414 without a shortcut, and the network takes the published weights.
 
-    Height and width are multiples of 4, from 8 up. The window of the average pool is 4 from 16 to
-    28, as published, and a quarter of the side elsewhere.
+    Height and width must be multiples of 4 and at least 8. The window of the average pool is 4 for
+    sides from 16 to 28, as published, and a quarter of the side otherwise.
 
     Attributes:
         n_feat: channels at full resolution, a multiple of 8.
         shortcut: "conv" or "none".
-        norm: in each block: "batch", "group" for GroupNorm(8), or "none".
+        norm: the norm in each block: "batch", "group" for GroupNorm(8), or "none".
     """
 
     n_feat: int = 64
@@ -50,7 +50,7 @@ class ContextUnet(Network):
     norm: Literal["batch", "group", "none"] = "batch"
 
     def __post_init__(self) -> None:
-        """Check the fields before anything is traced."""
+        """Raise InputError if a field is invalid, before anything is traced."""
         super().__post_init__()
         check_count("n_feat", self.n_feat, multiple=8)
         check_image_size(self.image_shape, multiple=4, least=8)
@@ -59,17 +59,16 @@ class ContextUnet(Network):
     def __call__(
         self, x: Array, t: ArrayLike, context: Array | None = None, train: bool = False
     ) -> Images:
-        """Predict, by default, the noise of images.
+        """Return the output of the network, which is the predicted noise by default.
 
         Args:
-            x: (batch, *image_shape), floating.
-            t: time in [0, 1], floating: one for all, or (batch,).
-            context: (batch, n_cfeat); None is a context of zeros, which is not an embedding of
-                zeros.
-            train: whether BatchNorm takes the batch's statistics and updates "batch_stats".
+            x: (batch, *image_shape), floating-point.
+            t: time in [0, 1], floating-point: one for all images, or (batch,).
+            context: (batch, n_cfeat). None means a context of zeros; its embedding is not zero.
+            train: whether BatchNorm uses the batch's statistics and updates "batch_stats".
 
         Returns:
-            The shape and dtype of x.
+            An array of the shape and dtype of x.
         """
         self.check_inputs(x, t, context)
         time, c = self.rows(t, context)
@@ -91,20 +90,20 @@ class ContextUnet(Network):
         return parts.conv(self.image_shape[2], name="out_3")(y).astype(x.dtype)
 
     def parts(self) -> "Parts":
-        """Return the layers that the blocks are made of."""
+        """Return the layers from which blocks are built."""
         batch = partial(BatchNorm, self.axis_name, self.kernels)
         norms: dict[str, MakeNorm] = {"batch": batch, "group": GroupNorm, "none": no_norm}
         conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
         return Parts(conv, norms[self.norm], self.dtype)
 
     def pool(self, x: Maps) -> Float[Array, "batch 1 1 channel"]:
-        """Average over the pool's window, and apply GELU."""
+        """Average over the pooling window, and apply GELU."""
         sides = self.image_shape[:2]
         height, width = (4 if 16 <= side <= 28 else side // 4 for side in sides)
         return gelu(x[:, :height, :width].mean((1, 2), keepdims=True))
 
     def for_sampling(self, variables: Variables) -> tuple[Any, Variables]:
-        """Return the network with its BatchNorms folded into the convolutions before them."""
+        """Return the network with each BatchNorm folded into the convolution before it."""
         if self.norm != "batch":
             return self, variables
         params = traverse.flatten_dict(variables["params"], is_leaf=is_layer)
@@ -116,12 +115,15 @@ class ContextUnet(Network):
 
 
 def is_layer(path: tuple[str, ...], tree: Variables) -> bool:
-    """Return whether a tree of variables is that of one layer."""
+    """Return whether a tree of variables belongs to one layer."""
     return "bias" in tree or "mean" in tree
 
 
 class Parts(NamedTuple):
-    """The layers that blocks are made of: convolution and norm, made by name, and the dtype."""
+    """The layers from which blocks are built: makers of convolutions and norms, and the dtype.
+
+    The makers take the name of the layer.
+    """
 
     conv: partial[Conv]
     norm: MakeNorm
@@ -129,7 +131,7 @@ class Parts(NamedTuple):
 
 
 class ConvBlock(nn.Module):
-    """Twice convolution, norm and GELU; `residual` adds the input and divides by 1.414.
+    """Convolution, norm and GELU, twice. `residual` adds the input and divides by 1.414.
 
     An input with a different number of channels is added through a learned 1 x 1 convolution, or
     not at all if `project` is False.
@@ -157,7 +159,7 @@ class ConvBlock(nn.Module):
 
 
 class UnetDown(nn.Module):
-    """Two blocks and max pooling: half the height and width."""
+    """Two blocks, and max pooling that halves height and width."""
 
     features: int
     parts: Parts
@@ -171,7 +173,7 @@ class UnetDown(nn.Module):
 
 
 class UnetUp(nn.Module):
-    """Transposed convolution of input and skipped maps together, and two blocks."""
+    """Transposed convolution of the input and the skipped maps together, then two blocks."""
 
     features: int
     parts: Parts
@@ -194,6 +196,6 @@ class EmbedFC(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch feature"]) -> Float[Array, "batch 1 1 _"]:
-        """Map (batch, in_features) to (batch, 1, 1, features), to be broadcast over an image."""
+        """Map (batch, in_features) to (batch, 1, 1, features), which broadcasts over an image."""
         x = gelu(Dense(self.features, self.dtype, name="model_0")(x))
         return Dense(self.features, self.dtype, name="model_2")(x)[:, None, None, :]

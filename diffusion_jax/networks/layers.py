@@ -1,6 +1,6 @@
-"""Layers, equal to PyTorch's to rounding: NHWC images, parameters in float32.
+"""Layers that equal PyTorch's up to rounding, for NHWC images and parameters in float32.
 
-Layers compute in `dtype`, norms in float32. Parameters start as PyTorch's do.
+Layers compute in `dtype`, and norms in float32. Parameters are initialised as in PyTorch.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from diffusion_jax.typing import Variables
 
 
 def gelu(x: Array) -> Array:
-    """Return x Phi(x) (Hendrycks & Gimpel 2016), by erf: as in PyTorch, and faster than erfc."""
+    """Return x Phi(x) (Hendrycks & Gimpel 2016). It uses erf, as PyTorch does; erfc is slower."""
     return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
 def kernel_and_bias(
     module: nn.Module, shape: tuple[int, ...], fan_in: int, features: int, dtype: DTypeLike
 ) -> tuple[Array, Channels]:
-    """Make a layer's parameters, drawn from U(+-1/sqrt(fan_in)), or zeros for a fan_in of 0."""
+    """Make a layer's kernel and bias, drawn from U(+-1/sqrt(fan_in)), or zeros if fan_in is 0."""
 
     def init(key: Array, shape: tuple[int, ...]) -> Array:
         bound = fan_in**-0.5 if fan_in else 0.0
@@ -50,7 +50,7 @@ class Dense(nn.Module):
 
 
 class Conv(nn.Module):
-    """Convolution of odd size that keeps height and width, with bias; `zero` starts from zeros."""
+    """Convolution of odd size, with bias, that keeps height and width. `zero` starts from zeros."""
 
     features: int
     size: int = 3
@@ -71,7 +71,7 @@ class ConvTranspose(nn.Module):
     """Transposed convolution with stride = size: each pixel becomes size[0] x size[1] pixels.
 
     It is an einsum because the gradient of lax.conv_transpose is 13 times slower on CPUs. The
-    kernel is (*size, features, in_features), as with Flax's transpose_kernel=True.
+    kernel has the shape (*size, features, in_features), as with Flax's transpose_kernel=True.
     """
 
     features: int
@@ -83,7 +83,7 @@ class ConvTranspose(nn.Module):
         """Map (batch, h, w, in_features) to (batch, size[0] h, size[1] w, features)."""
         batch, height, width, inputs = x.shape
         down, across = self.size
-        fan_in = self.features * down * across  # PyTorch takes the fan-in from the outputs
+        fan_in = self.features * down * across  # PyTorch computes the fan-in from the outputs
         shape = (down, across, self.features, inputs)
         kernel, bias = kernel_and_bias(self, shape, fan_in, self.features, self.dtype)
         y = jnp.einsum("bhwi,klfi->bhkwlf", x, kernel)
@@ -91,27 +91,29 @@ class ConvTranspose(nn.Module):
 
 
 def max_pool(x: Maps) -> Maps:
-    """Take maxima over windows of 2 x 2, by pairs: a faster gradient than reduce_window's on CPUs.
+    """Return the maxima over windows of 2 x 2, computed pairwise.
 
-    The gradient of `max` over axes divides by the number of entries equal to the maximum, which
-    is 0 where XLA recomputes the entries with different rounding; that of `maximum` has no
-    division. Equal entries share the gradient; PyTorch gives it to the first. A last odd row or
-    column is dropped.
+    On CPUs, the gradient is faster than that of reduce_window. The gradient of `max` over axes
+    divides by the number of entries equal to the maximum. This number is 0 where XLA recomputes the
+    entries with different rounding. The gradient of `maximum` does not divide. Equal entries share
+    the gradient; in PyTorch the first of them gets it all. If the number of rows or columns is odd,
+    the last one is dropped.
     """
     rows = jnp.maximum(x[:, :-1:2], x[:, 1::2])
     return jnp.maximum(rows[:, :, :-1:2], rows[:, :, 1::2])
 
 
 def widen(x: Array) -> Array:
-    """Return x in at least float32, in which norms compute."""
+    """Return x in at least float32, the precision in which norms compute."""
     return x.astype(jnp.float32 if x.dtype.itemsize < 4 else x.dtype)
 
 
 class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe & Szegedy 2015) with PyTorch's running statistics.
 
-    Training normalises by the batch's biased variance and stores the unbiased one, where Flax
-    stores the biased. The batch includes what is mapped over `axis_name`.
+    Training normalises by the batch's biased variance and stores the unbiased one, whereas Flax
+    stores the biased one. The batch includes the batches of all devices that are mapped over
+    `axis_name`.
     """
 
     axis_name: str | None = None
@@ -121,7 +123,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Maps, train: bool = False) -> Maps:
-        """Normalise each channel; if `train`, by the batch, and update the running statistics."""
+        """Normalise each channel. If `train`, use the batch, and update the running statistics."""
         shape = (x.shape[-1],)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -141,10 +143,10 @@ class BatchNorm(nn.Module):
 
     @classmethod
     def folded(cls, conv: Variables, params: Variables, stats: Variables) -> Variables:
-        """Return the parameters of the convolution that includes the BatchNorm that follows it.
+        """Return the parameters of a convolution with the BatchNorm after it folded in.
 
-        With the running mean m and variance v, the kernel becomes f k and the bias
-        f (b - m) + bias, where f = scale / sqrt(v + epsilon).
+        Let m be the running mean, v the variance, and f = scale / sqrt(v + epsilon). The kernel
+        becomes f k and the bias becomes f (b - m) + bias.
         """
         factor = params["scale"] / jnp.sqrt(stats["var"] + cls.epsilon)
         bias = (conv["bias"] - stats["mean"]) * factor + params["bias"]
@@ -152,14 +154,14 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018): each sample by itself, in groups of channels."""
+    """Group normalisation (Wu & He 2018) of each sample by itself, in groups of channels."""
 
     groups: int = 8
     epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Maps, train: bool = False) -> Maps:
-        """Normalise each group of channels of each sample. `train` changes nothing."""
+        """Normalise each group of channels of each sample. `train` has no effect."""
         batch, height, width, channel = x.shape
         wide = widen(x).reshape(batch, height * width, self.groups, channel // self.groups)
         centred = wide - wide.mean((1, 3), keepdims=True)
@@ -171,7 +173,7 @@ class GroupNorm(nn.Module):
 
 
 def no_norm(name: str) -> Callable[[Maps, bool], Maps]:
-    """Return the identity, where a norm could stand."""
+    """Return the identity, which takes the place of a norm."""
     return lambda x, train: x
 
 

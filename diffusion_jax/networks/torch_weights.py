@@ -1,4 +1,4 @@
-"""Weights of the published PyTorch network: files, and the renaming to and from Flax."""
+"""Weights of the published PyTorch network: their files, and conversion to and from Flax."""
 
 import importlib
 import io
@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax.files import write_atomically
-from diffusion_jax.magic import HEAD, UNKNOWN, explain, sniff
-from diffusion_jax.typing import InputError, Variables
+from diffusion_jax.files import HEAD, UNKNOWN, explain, sniff, write_atomically
+from diffusion_jax.typing import InputError, Variables, require
 
-NESTED = ("model_state_dict", "state_dict", "model")  # where a checkpoint keeps a model's tensors
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, and of torch.compile
-FORMS = ("a ZIP archive", "a pickle, which is never run", UNKNOWN)  # that weights may have
+NESTED = ("model_state_dict", "state_dict", "model")  # keys of a checkpoint that hold the tensors
+PREFIXES = ("module.", "_orig_mod.")  # added by DataParallel and by torch.compile
+FORMS = ("a ZIP archive", "a pickle, which is never run", UNKNOWN)  # kinds of files with weights
 StateDict = dict[str, np.ndarray]
 
 LEAVES = {
@@ -33,33 +32,30 @@ LEAVES = {
 }
 # Kernels: OIHW -> HWIO; transposed convolutions: IOHW -> HWOI; linear layers: OI -> IO.
 TO_FLAX = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+TO_TORCH = {rank: tuple(np.argsort(axes).tolist()) for rank, axes in TO_FLAX.items()}
 KINDS: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8},
 }
-TO_TORCH = {rank: tuple(np.argsort(axes).tolist()) for rank, axes in TO_FLAX.items()}
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
     """Read named tensors from a .pth, .pt or .safetensors file. Pickled code is never run.
 
-    A checkpoint's may be nested under one of NESTED, and all names may begin with PREFIXES.
-
-    Returns:
-        Arrays by name; floating ones of any precision as float32.
-
-    Raises:
-        InputError: no such file, another suffix, the library is missing, or the file does not
-            hold a dictionary of tensors.
+    In a checkpoint, the tensors may be nested under one of NESTED, and all names may begin with one
+    of PREFIXES. Return arrays by name; floating-point arrays of any precision become float32.
+    Raise InputError if the suffix is not one of these three, the library is missing, or the file is
+    not a dictionary of tensors.
     """
     path = Path(path)
     decode, _ = codec(path)
-    if path.exists() and not path.is_file():  # reading a pipe or a device would not end
-        raise InputError(f"{path} is not a file of tensors alone: it is no file")
+    fault = f"{path} is not a file of only tensors"
+    regular = path.is_file() or not path.exists()  # reading a pipe or a device might never end
+    require(regular, f"{fault}: it is not a file")
     data = b""
     try:
         data = path.read_bytes()
-        return _without_prefixes(decode(data))
+        state_dict = decode(data)
     except InputError:
         raise
     except OSError as error:
@@ -69,26 +65,24 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         if sniff(data) not in FORMS:
             reason = explain(data[:HEAD], "give weights as torch.save or safetensors write them")
         elif "weights_only" in str(error):
-            reason = "it holds Python objects, which are never loaded: save a state_dict() alone"
-        raise InputError(f"{path} is not a file of tensors alone: {reason}") from error
-
-
-def _without_prefixes(state_dict: StateDict) -> StateDict:
-    """Remove those of PREFIXES with which every name begins."""
+            reason = "it holds Python objects, which are never loaded: save only a state_dict()"
+        raise InputError(f"{fault}: {reason}") from error
     for prefix in PREFIXES * 2:
-        if state_dict and all(name.startswith(prefix) for name in state_dict):
+        if all(name.startswith(prefix) for name in state_dict):
             state_dict = {name.removeprefix(prefix): v for name, v in state_dict.items()}
-    return state_dict
+    return {
+        name: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        for name, value in state_dict.items()
+    }
 
 
 def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write named tensors to a .pth, .pt or .safetensors file: all of it, or nothing.
+    """Write named tensors to a .pth, .pt or .safetensors file, completely or not at all.
 
-    Raises:
-        InputError: another suffix, the library is missing, or the file cannot be written.
+    Raise InputError if the suffix is not one of these three, the library is missing, or the file
+    cannot be written.
     """
-    path = Path(path)
-    _, encode = codec(path)
+    _, encode = codec(Path(path))
     data = encode({name: np.array(value, order="C") for name, value in state_dict.items()})
     try:
         write_atomically(path, data)
@@ -97,28 +91,45 @@ def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, np.n
 
 
 def import_state_dict(state_dict: Mapping[str, np.ndarray], template: Variables) -> Variables:
-    """Bring a state_dict into the shape of a network's variables.
+    """Return a network's variables with the values of a state_dict.
 
-    Args:
-        state_dict: arrays under the names of the reference; num_batches_tracked is ignored.
-        template: what network.init returns, or jax.eval_shape of it.
-
-    Raises:
-        InputError: names all tensors that are missing, surplus, of another shape, or not finite.
+    state_dict: arrays under the names of the reference; num_batches_tracked is ignored.
+    template: the result of network.init, or of jax.eval_shape on it.
+    Raise an InputError that names all tensors that are missing, surplus, of a different shape, or
+    not finite.
     """
-    paths = traverse.flatten_dict(template)
-    names = {path: torch_name(path) for path in paths}
-    wanted = {names[p]: torch_shape(leaf.shape) for p, leaf in paths.items()}
+    leaves = {torch_name(p): (p, leaf) for p, leaf in traverse.flatten_dict(template).items()}
+    shapes = {
+        k: tuple(leaf.shape[a] for a in TO_TORCH[leaf.ndim]) for k, (_, leaf) in leaves.items()
+    }
     given = {k: v for k, v in state_dict.items() if not k.endswith("num_batches_tracked")}
-    faults = [*mismatches(wanted, given), *not_finite(given)]
-    if faults:
-        raise InputError(f"state_dict does not fit the network: {'; '.join(faults)}")
-    leaves = {path: from_torch(given[name]) for path, name in names.items()}
-    return jax.device_put(traverse.unflatten_dict(leaves))
+    faults = {
+        "missing": [f"{k} {shape}" for k, shape in shapes.items() if k not in given],
+        "surplus": [f"{k} {value.shape}" for k, value in given.items() if k not in shapes],
+        "of a different shape": [
+            f"{k} {v.shape} instead of {shapes[k]}"
+            for k, v in given.items()
+            if v.shape != shapes.get(k, v.shape)
+        ],
+        "not of finite floats": [k for k, v in given.items() if not _finite(v)],
+    }
+    words = [f"{fault} {', '.join(names)}" for fault, names in faults.items() if names]
+    if any(name.startswith("init_conv.shortcut") for name in faults["missing"]):
+        words.append('without init_conv.shortcut the network is one of shortcut="none"')
+    require(not words, f"state_dict does not fit the network: {'; '.join(words)}")
+    found = {
+        path: np.array(given[name].transpose(TO_FLAX[given[name].ndim]), np.float32, order="C")
+        for name, (path, _) in leaves.items()
+    }
+    return jax.device_put(traverse.unflatten_dict(found))
+
+
+def _finite(value: np.ndarray) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating) and bool(np.isfinite(value).all())
 
 
 def export_state_dict(variables: Variables) -> StateDict:
-    """Return variables as float32 arrays under the reference's names, which it loads strictly.
+    """Return variables as a float32 state_dict, which the reference network loads strictly.
 
     num_batches_tracked, which Flax does not have, is 0.
     """
@@ -134,84 +145,42 @@ def export_state_dict(variables: Variables) -> StateDict:
 
 
 def infer_fields(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Return the fields of the ContextUnet that a state_dict belongs to, from its shapes.
+    """Return the fields of a ContextUnet, inferred from the shapes of its state_dict.
 
-    Raises:
-        InputError: a tensor that tells one of them is missing or has another rank.
+    Raise InputError if a tensor that determines a field is missing or has a different rank.
     """
-    n_feat, in_channels, _, _ = shape_of(state_dict, "init_conv.conv1.0.weight", 4)
-    _, n_cfeat = shape_of(state_dict, "contextembed1.model.0.weight", 2)
-    *_, height, width = shape_of(state_dict, "up0.0.weight", 4)
+
+    def shape(name: str, rank: int) -> tuple[int, ...]:
+        fits = name in state_dict and state_dict[name].ndim == rank
+        require(fits, f"state_dict is not a ContextUnet's: {name} of rank {rank} is missing")
+        return state_dict[name].shape
+
+    n_feat, in_channels, _, _ = shape("init_conv.conv1.0.weight", 4)
+    *_, height, width = shape("up0.0.weight", 4)
     return {
         "image_shape": (4 * height, 4 * width, in_channels),
         "n_feat": n_feat,
-        "n_cfeat": n_cfeat,
+        "n_cfeat": shape("contextembed1.model.0.weight", 2)[1],
         "shortcut": "conv" if "init_conv.shortcut.weight" in state_dict else "none",
         "norm": "batch" if "init_conv.conv1.1.running_mean" in state_dict else "group",
     }
 
 
-def shape_of(state_dict: Mapping[str, np.ndarray], name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a tensor that must be there, of that rank."""
-    if name not in state_dict or state_dict[name].ndim != rank:
-        raise InputError(f"state_dict is not a ContextUnet's: {name} of rank {rank} is missing")
-    return state_dict[name].shape
-
-
 def torch_name(path: tuple[str, ...]) -> str:
-    """Name a Flax leaf as the reference does: (params, down1, model_0, kernel) etc."""
+    """Return the reference's name of a Flax leaf, such as (params, down1, model_0, kernel)."""
     collection, *modules, leaf = path
     dotted = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
     return ".".join([*dotted, LEAVES[collection, leaf]])
 
 
-def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a Flax leaf has in PyTorch."""
-    return tuple(shape[axis] for axis in TO_TORCH[len(shape)])
-
-
-def from_torch(value: np.ndarray) -> np.ndarray:
-    """Return a float32 copy with the axes in Flax's order."""
-    return np.array(value.transpose(TO_FLAX[value.ndim]), np.float32, order="C")
-
-
-def mismatches(wanted: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray]) -> list[str]:
-    """Say what is missing, surplus and of another shape."""
-    missing = [f"{k} {shape}" for k, shape in wanted.items() if k not in given]
-    surplus = [f"{k} {value.shape}" for k, value in given.items() if k not in wanted]
-    shapes = [
-        f"{k} {given[k].shape} instead of {shape}"
-        for k, shape in wanted.items()
-        if k in given and given[k].shape != shape
-    ]
-    hint = any(text.startswith("init_conv.shortcut") for text in missing)
-    return [
-        *([f"missing {', '.join(missing)}"] if missing else []),
-        *(['without init_conv.shortcut the network is one of shortcut="none"'] if hint else []),
-        *([f"surplus {', '.join(surplus)}"] if surplus else []),
-        *([f"of another shape {', '.join(shapes)}"] if shapes else []),
-    ]
-
-
-def not_finite(given: Mapping[str, np.ndarray]) -> list[str]:
-    """Say which tensors are not of finite floats."""
-    bad = [
-        name
-        for name, value in given.items()
-        if not (jnp.issubdtype(value.dtype, jnp.floating) and np.isfinite(value).all())
-    ]
-    return [f"not of finite floats {', '.join(bad)}"] if bad else []
-
-
 def codec(path: Path) -> tuple[Callable[[bytes], StateDict], Callable[[StateDict], bytes]]:
-    """Return how a file of this suffix is decoded and encoded."""
-    if path.suffix not in CODECS:
-        raise InputError(f"{path}: give a file ending in {', '.join(CODECS)}")
+    """Return the functions that decode and encode files with this suffix."""
+    require(path.suffix in CODECS, f"{path}: give a file ending in {', '.join(CODECS)}")
     return CODECS[path.suffix]
 
 
 def library(name: str) -> Any:
-    """Import an optional library."""
+    """Import an optional library. Raise InputError if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -221,22 +190,22 @@ def library(name: str) -> Any:
 
 
 def decode_torch(data: bytes) -> StateDict:
-    """Decode what torch.save wrote, tensors alone."""
+    """Decode the bytes of a torch.save file that holds only tensors."""
     torch = library("torch")
     if zipfile.is_zipfile(io.BytesIO(data)):
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise TypeError("is compressed, which torch.save never does")
-    with warnings.catch_warnings(action="ignore"):  # about forms that are then refused
+            raise TypeError("it is compressed, which torch.save never does")
+    with warnings.catch_warnings(action="ignore"):  # about files that are refused below
         tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if isinstance(tensors, dict):
         nested = [tensors[key] for key in NESTED if isinstance(tensors.get(key), dict)]
         tensors = nested[0] if len(nested) == 1 else tensors
     if not isinstance(tensors, dict) or not all(map(torch.is_tensor, tensors.values())):
-        raise TypeError(f"holds no dictionary of tensors alone, but a {type(tensors).__name__}")
+        raise TypeError(f"it is not a dictionary of only tensors, but a {type(tensors).__name__}")
     claimed = sum(value.numel() * value.element_size() for value in tensors.values())
-    if claimed > len(data):  # elements that share their memory would be told apart, and fill it
-        raise TypeError(f"holds {len(data)} bytes, and claims tensors of {claimed}")
+    if claimed > len(data):  # tensors that share memory would be copied and could fill it
+        raise TypeError(f"it holds {len(data)} bytes, and claims tensors of {claimed}")
     return {
         name: (value.float() if value.is_floating_point() else value).detach().numpy()
         for name, value in tensors.items()
@@ -244,7 +213,7 @@ def decode_torch(data: bytes) -> StateDict:
 
 
 def encode_torch(state_dict: StateDict) -> bytes:
-    """Encode as torch.save does."""
+    """Encode tensors as torch.save does."""
     torch = library("torch")
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(value) for name, value in state_dict.items()}, buffer)
@@ -252,17 +221,15 @@ def encode_torch(state_dict: StateDict) -> bytes:
 
 
 def decode_safetensors(data: bytes) -> StateDict:
-    """Decode a safetensors file, in bfloat16 too, which safetensors.numpy does not."""
-    arrays = {}
-    for name, tensor in library("safetensors").deserialize(data):
-        value = np.frombuffer(tensor["data"], KINDS[tensor["dtype"]]).reshape(tensor["shape"])
-        floating = jnp.issubdtype(value.dtype, jnp.floating)
-        arrays[name] = value.astype(np.float32) if floating else value
-    return arrays
+    """Decode the bytes of a safetensors file. Unlike safetensors.numpy, it supports bfloat16."""
+    return {
+        name: np.frombuffer(value["data"], KINDS[value["dtype"]]).reshape(value["shape"])
+        for name, value in library("safetensors").deserialize(data)
+    }
 
 
 def encode_safetensors(state_dict: StateDict) -> bytes:
-    """Encode as a safetensors file."""
+    """Encode tensors as a safetensors file."""
     return library("safetensors.numpy").save(state_dict)
 
 

@@ -1,4 +1,4 @@
-"""The usual residual U-Net with attention, for images of any size that its levels divide."""
+"""The usual residual U-Net with attention, for all image sizes that its levels divide."""
 
 from functools import partial
 from typing import Literal
@@ -18,17 +18,18 @@ Embedding = Float[Array, "rows feature"]  # one row for each image, or one for a
 
 
 class Unet(Network):
-    """Residual U-Net with attention, conditioned on the time and on a context vector.
+    """Residual U-Net with attention: Ho et al. 2020, arXiv:2006.11239, appendix B.
 
-    Ho et al. (2020), appendix B, with the scale and shift of Dhariwal & Nichol (2021), section 3.
-    Each level halves height and width, which must be multiples of 2^(levels - 1).
+    It is conditioned on the time and on a context vector, by the scale and shift of Dhariwal &
+    Nichol (2021), section 3. Each level halves height and width, which must be multiples of
+    2^(levels - 1).
 
     Attributes:
         n_feat: channels at full resolution, a multiple of 8.
         multipliers: channels of each level, in units of n_feat.
-        blocks: residual blocks at each level on the way down; one more on the way up.
-        attention: levels with self-attention after each block: 0 is full resolution, 1 half. The
-            middle of the network always attends.
+        blocks: residual blocks at each level on the way down; there is one more on the way up.
+        attention: levels with self-attention after each block. Level 0 is full resolution, 1 is
+            half. The middle of the network always has attention.
         heads: attention heads, a divisor of n_feat.
         time: embedding of the time: "sinusoidal", or "fourier" with random frequencies.
     """
@@ -41,7 +42,7 @@ class Unet(Network):
     time: Literal["sinusoidal", "fourier"] = "sinusoidal"
 
     def __post_init__(self) -> None:
-        """Check the fields before anything is traced."""
+        """Raise InputError if a field is invalid, before anything is traced."""
         super().__post_init__()
         levels = len(self.multipliers)
         require(1 <= levels <= 8, f"multipliers={self.multipliers}: give 1 to 8 of them")
@@ -59,7 +60,10 @@ class Unet(Network):
     def __call__(
         self, x: Array, t: ArrayLike, context: Array | None = None, train: bool = False
     ) -> Images:
-        """Predict, by default, the noise of images. Arguments and result as in ContextUnet."""
+        """Return the output of the network, which is the predicted noise by default.
+
+        Arguments and result are as in ContextUnet.
+        """
         self.check_inputs(x, t, context)
         emb = self.embedding(t, context)
         conv = partial(Conv, dtype=self.dtype, kernels=self.kernels)
@@ -93,8 +97,8 @@ class Unet(Network):
         return nn.silu(dense()(nn.silu(dense()(features))) + dense()(c))
 
 
-# The angular frequencies of the time in [0, 1]. Sinusoidal: Vaswani et al. (2017), of 1000 t, as in
-# Ho et al. (2020). Fourier: Song et al. (2021), of scale 16, the same in every network.
+# Angular frequencies of the time in [0, 1]. Sinusoidal: Vaswani et al. (2017) for 1000 t, as in
+# Ho et al. (2020). Fourier: Song et al. (2021) with scale 16, the same in every network.
 WAVES = {
     "sinusoidal": lambda count: 1000 * 10_000 ** (-np.arange(count) / count),
     "fourier": lambda count: 2 * np.pi * np.random.default_rng(0).normal(0, 16, count),
@@ -102,9 +106,10 @@ WAVES = {
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with norms, the second scaled and shifted by the embedding; attention.
+    """Two convolutions with norms, and attention. The embedding scales and shifts the second norm.
 
-    The convolution that ends a branch starts from zeros, so that each branch starts as nothing.
+    The last convolution of each branch starts from zeros, so that the branch initially adds
+    nothing.
     """
 
     features: int

@@ -1,10 +1,14 @@
-"""Samplers: pure functions (schedule, grid, **options) -> Tableau, one family a file."""
+"""Samplers: pure functions (schedule, grid, **options) -> Tableau, with one family per file."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from diffusion_jax.grids import GRIDS, Grid, check
+from diffusion_jax import spec
+from diffusion_jax.diffusion import grids
+from diffusion_jax.diffusion.grids import GRIDS, Grid, check, trailing
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.adams import lms, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
@@ -16,8 +20,8 @@ from diffusion_jax.samplers.solve import sample_keys as sample_keys
 from diffusion_jax.samplers.solve import solve as solve
 from diffusion_jax.samplers.stages import dpm2, dpm_singlestep, edm, heun, restart
 from diffusion_jax.samplers.tableau import Tableau
-from diffusion_jax.schedules import NoiseSchedule
-from diffusion_jax.typing import check_kind, choose, options_of, require
+from diffusion_jax.spec import Spec
+from diffusion_jax.typing import require
 
 SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "ddpm": ddpm,
@@ -43,29 +47,74 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
 }
 
 
-def build(
-    name: str, schedule: NoiseSchedule, steps: int, grid: str | Grid = "trailing", **options: Any
-) -> Tableau:
-    """The tableau of a named sampler over a grid, named or given.
+STEPS = {"ddpm": 500, "sa_solver": 10}  # the default numbers of steps that are not 25
 
-    options go to the sampler, or to the named grid. Raises InputError for what is unknown; warns of
-    tables that are unstable on Gaussian data, such as pndm's in few steps.
+
+def on_grid(
+    steps: int | None = None, grid: Annotated[Callable[..., Grid], GRIDS] = trailing
+) -> None:
+    """Declare the options of every sampler: the number of steps, and the grid that it visits."""
+
+
+def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
+    """Return the spec of a sampler and its grid, such as "unipc:10:order=3:grid=karras:rho=5".
+
+    If a schedule is given and the text has no number of steps, the default number is filled in.
+    Raise InputError as spec.parse does.
     """
-    make = choose(SAMPLERS, "sampler", name)
-    own_kinds = options_of(make)
-    make_grid = choose(GRIDS, "grid", grid) if isinstance(grid, str) else partial(_given, grid)
-    of_grid = {key: kind for key, kind in options_of(make_grid).items() if key not in own_kinds}
-    kinds = own_kinds | of_grid
-    takes = ", ".join(kinds) or "none"
-    for option, value in options.items():
-        require(option in kinds, f"sampler {name} takes no {option}: it takes {takes}")
-        check_kind(option, value, kinds[option])
-    own = {key: options.pop(key) for key in of_grid if key in options}
-    tableau = make(schedule, make_grid(schedule, steps, **own), **options)
-    warn_if_unstable(tableau, name)
+    chosen = spec.parse(text, SAMPLERS, "sampler", ("schedule", "grid", "n"), on_grid)
+    if schedule is not None and chosen.options.get("steps") is None:
+        chosen.options["steps"] = min(STEPS.get(chosen.name, 25), schedule.steps)
+    return chosen
+
+
+def split(texts: str) -> list[str]:
+    """Split a list such as "ddpm:500,ddim:25" at each comma before the name of a sampler."""
+    return re.split(rf",\s*(?=(?:{'|'.join(SAMPLERS)})(?:[:,]|$))", texts)
+
+
+def build(
+    sampler: str | Spec,
+    schedule: NoiseSchedule,
+    steps: int | None = None,
+    grid: str | Grid | None = None,
+    **options: Any,
+) -> Tableau:
+    """Return the tableau of a sampler. steps, grid and options override those in its text.
+
+    Raise InputError if a name is unknown, or if the sampler or the grid refuses a value. Warn if
+    the tableau is unstable on Gaussian data, as pndm is with few steps.
+    """
+    chosen = parse(sampler, schedule) if isinstance(sampler, str) else sampler
+    own = {**chosen.options, **options}
+    in_text, n = own.pop("grid", None), own.pop("steps")
+    spec.check(chosen.component, own, chosen.name, ("schedule", "grid"))
+    n = n if steps is None else steps
+    if isinstance(grid, str):
+        grid = grids.build(grid, schedule, n)
+    elif grid is None:
+        grid = (in_text.bind() if in_text else trailing)(schedule, n)
+    require(steps in (None, grid.steps), f"steps={steps}: the grid that is given has {grid.steps}")
+    tableau = chosen.component(schedule, check(grid), **own)
+    warn_if_unstable(tableau, chosen.name)
     return tableau
 
 
-def _given(grid: Grid, schedule: NoiseSchedule, steps: int) -> Grid:
-    require(grid.steps == steps, f"steps={steps}: the grid that is given has {grid.steps}")
-    return check(grid)
+def spread(text: str, schedule: NoiseSchedule, budgets: Sequence[int]) -> list[Spec]:
+    """Return specs of a sampler: for each budget, the one with the most steps that it allows.
+
+    If the text gives the number of steps, return only its own spec. budgets: numbers of network
+    evaluations; a budget that is too small for any number of steps is skipped. Raise InputError as
+    build does.
+    """
+    chosen = parse(text)
+    if chosen.options.get("steps") is not None:
+        return [chosen]
+    found = []
+    for budget in budgets:
+        for steps in range(min(budget, schedule.steps), 0, -1):
+            each = chosen._replace(options={**chosen.options, "steps": steps})
+            if build(each, schedule).rows <= budget:
+                found.append(each)
+                break
+    return found

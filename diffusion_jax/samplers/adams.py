@@ -1,22 +1,22 @@
-"""Explicit linear multistep methods in y = x / alpha over r = sigma / alpha, where dy/dr = eps."""
+"""Explicit linear multistep methods for dy/dr = eps, where y = x / alpha and r = sigma / alpha."""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
 
-from diffusion_jax.grids import Grid
+from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.coefficients import adams_weights
 from diffusion_jax.samplers.multistep import resolve_order
 from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
-from diffusion_jax.schedules import NoiseSchedule
 
 
 def lms(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tableau:
-    """Adams-Bashforth on the grid's own r, exactly integrated (k-diffusion's LMS): order 1 to 4.
+    """Adams-Bashforth with weights that are exact on the grid: k-diffusion's LMS; order 1 to 4.
 
-    The first steps are of the orders that their history allows. order: 4 by default, or less
-    where the grid has fewer steps.
+    The first steps have lower orders, as far as their history reaches. order: by default, 4 or the
+    number of steps if that is smaller.
     """
     ratio = grid.ratio
 
@@ -30,9 +30,9 @@ def lms(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tablea
 def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Tableau:
     """PNDM's linear multistep method, PLMS: Liu et al. 2022, arXiv:2202.09778, section 3.
 
-    Adams-Bashforth as on an evenly spaced grid, whatever the grid. In few large steps it is
-    unstable, and samplers.build warns. The first step is Heun's and takes two calls, as in latent
-    diffusion's PLMS. order: as in lms.
+    It uses the Adams-Bashforth weights of an evenly spaced grid on every grid. With few large steps
+    it is unstable, and samplers.build warns. The first step is Heun's and takes two calls, as in
+    latent diffusion's PLMS. order: as in lms.
     """
     order = resolve_order(order, 4, 4, grid)
     rows = _rows(grid, order, lambda step, count: -np.arange(1.0, count + 1))
@@ -45,7 +45,11 @@ def pndm(schedule: NoiseSchedule, grid: Grid, order: int | None = None) -> Table
 
 
 def _rows(grid: Grid, order: int, nodes: Callable[[int, int], ndarray]) -> list[Row]:
-    """DDIM + span * sum_k c_k (eps_k - eps); nodes(step, count): where the last eps were taken."""
+    """Return the rows of DDIM + span * sum_k c_k (eps_k - eps).
+
+    nodes(step, count): where the last `count` eps were computed, from 0 at the start of the step to
+    1 at its end.
+    """
     s = symbols(order - 1)
     rows = []
     for step in range(grid.steps):
@@ -59,5 +63,5 @@ def _rows(grid: Grid, order: int, nodes: Callable[[int, int], ndarray]) -> list[
 
 
 def _span(grid: Grid, step: int) -> float:
-    """alpha_j (r_j - r_i)."""
+    """Return alpha_j (r_j - r_i) for the step i -> j."""
     return grid.sigma[step + 1] - grid.alpha[step + 1] / grid.alpha[step] * grid.sigma[step]

@@ -1,8 +1,8 @@
 """The exact error of any tableau on Gaussian data, in float64, without sampling.
 
 For independent x_0 ~ N(mean, variance) the exact denoiser is affine in x (Karras et al. 2022,
-arXiv:2206.00364, app. B), and so is every row: the state and the registers stay Gaussian, and
-their mean and covariance follow from the table.
+arXiv:2206.00364, app. B). Every row is then affine too, so that the state and the registers stay
+Gaussian. Their mean and covariance follow from the table.
 """
 
 import warnings
@@ -16,25 +16,25 @@ from diffusion_jax.samplers.tableau import XI, Tableau
 from diffusion_jax.typing import Level, RunWarning
 
 CLEAN = Level(0.0, 1.0, 0.0)
-FAR = 4.0  # times the deviation of the data: a table that ends there gives no images
+FAR = 4.0  # a tableau is unstable if its samples have this many times the data's deviation
 
 
 class Gaussian(NamedTuple):
-    """Independent Gaussian coordinates: the mean and the variance of each."""
+    """A Gaussian distribution with independent coordinates: their means and variances."""
 
     mean: Float64[ndarray, "D"]
     variance: Float64[ndarray, "D"]
 
     def at(self, level: Level) -> "Gaussian":
-        """The distribution of alpha x + sigma xi."""
+        """Return the distribution of alpha x + sigma xi, where xi ~ N(0, I)."""
         variance = level.alpha**2 * self.variance + level.sigma**2
         return Gaussian(level.alpha * self.mean, variance)
 
 
 def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gaussian:
-    """The exact distribution of the samples, where the denoiser is exact for the data.
+    """Return the exact distribution of the samples if the denoiser is exact for the data.
 
-    start: the distribution before the first row; by default the data's own at the first level.
+    start: the distribution before the first row; by default, that of the data at the first level.
     """
     outputs = tableau.mix.shape[1]
     if start is None:
@@ -55,20 +55,20 @@ def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gau
 
 
 def wasserstein(one: Gaussian, other: Gaussian) -> float:
-    """The 2-Wasserstein distance."""
+    """Return the 2-Wasserstein distance of two distributions."""
     spread = np.sqrt(one.variance) - np.sqrt(other.variance)
     return float(np.sqrt(np.sum((one.mean - other.mean) ** 2 + spread**2)))
 
 
 def error(tableau: Tableau, data: Gaussian, end: Level = CLEAN) -> float:
-    """The 2-Wasserstein distance between samples and data, at the level where the table ends."""
+    """Return the 2-Wasserstein distance of samples and data at the level where the tableau ends."""
     return wasserstein(push(tableau, data), data.at(end))
 
 
 def warn_if_unstable(tableau: Tableau, name: str) -> None:
-    """Warn (RunWarning) of a table whose samples of data N(0, 1) are spread far too widely.
+    """Issue a RunWarning if the samples of N(0, 1) data are spread far too widely.
 
-    Tables of more than 1,000 rows, whose steps are small, are not looked at.
+    Tableaux of more than 1,000 rows are not checked, because their steps are small.
     """
     if tableau.rows > 1000:
         return
@@ -81,5 +81,5 @@ def warn_if_unstable(tableau: Tableau, name: str) -> None:
 
 
 def fit_order(steps: ndarray, errors: ndarray) -> float:
-    """The order p of errors that fall as steps^-p: minus the slope in logarithms."""
+    """Return the order p of errors that fall as steps^-p, from their slope in logarithms."""
     return -float(np.polyfit(np.log(steps), np.log(errors), 1)[0])

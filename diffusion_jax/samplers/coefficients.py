@@ -1,6 +1,6 @@
-"""The numbers that multistep and multi-stage methods share.
+"""The coefficients that multistep and multi-stage methods share.
 
-In l = log(alpha / sigma), with h = l_j - l_i, the probability-flow ODE is solved by (DPM-Solver,
+Let l = log(alpha / sigma) and h = l_j - l_i. The probability-flow ODE is solved by (DPM-Solver,
 arXiv:2206.00927, eq. 3.4; DPM-Solver++, arXiv:2211.01095, eq. 8)
 
     x_j = (alpha_j / alpha_i) x_i - alpha_j int exp(-l) eps(l) dl
@@ -15,8 +15,8 @@ All three integrals are  scale * int_0^1 kappa exp(-kappa (1 - s)) f(s) ds,  s =
 
     f = x0: scale = alpha_j, kappa = (1 + eta) h;        f = eps: scale = sigma_j, kappa = -h.
 
-A constant f gives DDIM. So every method is DDIM plus  scale * sum_k c_k (f_k - f_0),  where c
-integrates the polynomials through the known f_k exactly.
+A constant f gives DDIM. Every method is therefore DDIM plus  scale * sum_k c_k (f_k - f_0),  where
+the weights c integrate the polynomial through the known f_k exactly.
 """
 
 import math
@@ -26,9 +26,9 @@ from numpy import ndarray
 
 
 def phi(order: int, z: float) -> float:
-    """phi_k(z) = sum_n z^n / (n + k)!, so that phi_0 = exp and phi_1 = (exp(z) - 1) / z.
+    """Return phi_k(z) = sum_n z^n / (n + k)!. So phi_0 = exp and phi_1 = (exp(z) - 1) / z.
 
-    The recurrence z phi_{k+1} = phi_k - 1 / k! loses digits near zero: there it is the series.
+    The recurrence z phi_{k+1} = phi_k - 1 / k! loses digits near zero, so the series is used there.
     """
     if abs(z) < 1:
         return sum(z**n / math.factorial(n + order) for n in range(20))
@@ -39,25 +39,28 @@ def phi(order: int, z: float) -> float:
 
 
 def exponential_moments(kappa: float, count: int) -> ndarray:
-    """int_0^1 kappa exp(-kappa (1 - s)) s^p ds = kappa p! phi_{p+1}(-kappa), for p = 1 .. count."""
+    """Return int_0^1 kappa exp(-kappa (1 - s)) s^p ds for p = 1 .. count.
+
+    The integral equals kappa p! phi_{p+1}(-kappa).
+    """
     return np.array([kappa * math.factorial(p) * phi(p + 1, -kappa) for p in range(1, count + 1)])
 
 
 def difference_weights(nodes: ndarray, moments: ndarray) -> ndarray:
-    """The c with sum_k c_k nodes_k^p = moments_p for p = 1 .. n: weights of f_k - f_0.
+    """Return the c with sum_k c_k nodes_k^p = moments_p for p = 1 .. n: weights of f_k - f_0.
 
-    f_0 is at 0 and f_k at nodes_k; polynomials up to degree n are integrated exactly.
+    f_0 is at 0 and f_k at nodes_k. Polynomials up to degree n are integrated exactly.
     """
     powers = np.arange(1, len(nodes) + 1)[:, None]
     return np.linalg.solve(nodes**powers, moments)
 
 
 def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> ndarray:
-    """difference_weights of the exponential integral.
+    """Return the difference_weights of the exponential integral.
 
-    rule: how a single difference is weighted (UniPC, arXiv:2302.04867): "exact", or
-    a_1 = 1/2 times B(h), which is kappa for "bh1" and 1 - exp(-kappa) for "bh2". All three agree
-    to the order of the method.
+    rule: how the weight of a single difference is chosen (UniPC, arXiv:2302.04867). It is "exact",
+    or a_1 = 1/2 times B(h), where B(h) is kappa for "bh1" and 1 - exp(-kappa) for "bh2". All three
+    agree to the order of the method.
     """
     if len(nodes) == 1 and rule != "exact":
         total = kappa if rule == "bh1" else -math.expm1(-kappa)
@@ -66,5 +69,8 @@ def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> nd
 
 
 def adams_weights(nodes: ndarray) -> ndarray:
-    """difference_weights of the plain integral from 0 to 1, whose moments are 1 / (p + 1)."""
+    """Return the difference_weights of the plain integral from 0 to 1.
+
+    Its moments are 1 / (p + 1).
+    """
     return difference_weights(nodes, 1 / np.arange(2, len(nodes) + 2))

@@ -3,7 +3,8 @@
 import numpy as np
 from numpy import ndarray
 
-from diffusion_jax.grids import Grid
+from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.tableau import (
     Row,
     Tableau,
@@ -12,16 +13,20 @@ from diffusion_jax.samplers.tableau import (
     symbols,
     tabulate,
 )
-from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
 
 def ddim(schedule: NoiseSchedule, grid: Grid, eta: float = 0.0) -> Tableau:
-    """Equation 12: x' = alpha_j x0 + sqrt(sigma_j^2 - s^2) eps + s xi, over the step i -> j.
+    """Denoising diffusion implicit models: Song et al. 2020, arXiv:2010.02502, eq. 12.
 
-    s = eta sigma_j sqrt(1 - r_j^2 / r_i^2), r = sigma / alpha, which is equation 16 where
-    alpha^2 + sigma^2 = 1. eta in [0, 1]: 0 is deterministic; 1 is DDPM with the posterior
-    variance, and Euler's ancestral step (Song et al. 2020, arXiv:2011.13456, app. F).
+    With r = sigma / alpha, the step i -> j is
+
+        x' = alpha_j x0 + sqrt(sigma_j^2 - s^2) eps + s xi,  s = eta sigma_j sqrt(1 - r_j^2 /
+        r_i^2).
+
+    If alpha^2 + sigma^2 = 1, s is that of equation 16. eta is in [0, 1]: 0 is deterministic; 1 is
+    DDPM with the posterior variance, and also Euler's ancestral step (Song et al. 2020,
+    arXiv:2011.13456, app. F).
     """
     down, up = ancestral_ratios(grid, eta)
     alpha = grid.alpha[1:]
@@ -29,20 +34,24 @@ def ddim(schedule: NoiseSchedule, grid: Grid, eta: float = 0.0) -> Tableau:
 
 
 def euler(schedule: NoiseSchedule, grid: Grid) -> Tableau:
-    """Euler's method in y = x / alpha over r = sigma / alpha, where dy/dr = eps.
+    """Euler's method: EDM, arXiv:2206.00364, algorithm 1 without the correction. It equals DDIM.
 
-    (EDM, arXiv:2206.00364, algorithm 1 without the correction.) y' = y + (r_j - r_i) eps, and y is
-    x0 + r_i eps, so that this is DDIM.
+    It solves dy/dr = eps, where y = x / alpha and r = sigma / alpha. A step from y = x0 + r_i eps
+    is y' = y + (r_j - r_i) eps.
     """
     ratio = grid.sigma[1:] / grid.alpha[1:]
     return one_row_a_step(grid, x0=grid.alpha[1:], eps=grid.alpha[1:] * ratio)
 
 
 def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> Tableau:
-    """DDIM backwards, from an image to the noise that DDIM turns into it (section 4.3).
+    """Return the tableau that runs DDIM backwards, from an image to its noise (section 4.3).
 
-    A step i -> j towards noise calls the denoiser at level j, as the step back does, which calls it
-    at x' = (a_j / a_i) x + (s_j - a_j s_i / a_i) eps, too: `iterations` calls approach that x'.
+    DDIM turns this noise into the image. A step i -> j towards noise calls the denoiser at level j,
+    because the step back from j to i does so. The step back calls it on the result of the step,
+
+        x' = (a_j / a_i) x + (s_j - a_j s_i / a_i) eps,
+
+    which depends on the eps of that call: `iterations` calls approach it. a is alpha, s is sigma.
     """
     require(iterations >= 1, f"iterations={iterations}: it must be at least 1")
     check_rows(grid.steps * iterations)
@@ -59,10 +68,14 @@ def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> 
 def consistency(schedule: NoiseSchedule, grid: Grid) -> Tableau:
     """Multistep consistency sampling: Song et al. 2023, arXiv:2303.01469, algorithm 1.
 
-    x' = alpha_j (x0 + sqrt(r_j^2 - r_min^2) xi), r = sigma / alpha: each step adds noise to the
-    predicted image. r_min is that of the schedule's step 1, the paper's epsilon, for which a
-    consistency model predicts the image; noise above it is added. This is for consistency models.
-    A denoiser's prediction is the mean of all images that x may come from: it gives blurs.
+    Each step adds noise to the predicted image. With r = sigma / alpha, it is
+
+        x' = alpha_j (x0 + sqrt(r_j^2 - r_min^2) xi).
+
+    r_min is that of the schedule's step 1, the paper's epsilon. A consistency model predicts the
+    image at r_min, so that only the noise above r_min is added. Use this sampler with consistency
+    models: a denoiser predicts the mean of all images that x may come from, so its samples are
+    blurred.
     """
     least = min(schedule.ratio[1], grid.ratio[-2])
     noise = np.sqrt(np.maximum(grid.ratio[1:] ** 2 - least**2, 0))
@@ -70,7 +83,7 @@ def consistency(schedule: NoiseSchedule, grid: Grid) -> Tableau:
 
 
 def ancestral_ratios(grid: Grid, eta: float) -> tuple[ndarray, ndarray]:
-    """(r_down, r_up) of every step: sigma / alpha to solve down to, and to add as noise."""
+    """Return the sigma / alpha that each step solves down to, and the one that it adds as noise."""
     require(0 <= eta <= 1, f"eta={eta}: it must be in [0, 1]")
     end = grid.ratio[1:]
     up = eta * end * np.sqrt(1 - (end / grid.ratio[:-1]) ** 2)

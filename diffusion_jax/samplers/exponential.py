@@ -1,20 +1,20 @@
-"""Exponential multistep methods, one call a step: DPM-Solver(++), UniPC and SA-Solver.
+"""Exponential multistep methods with one call per step: DPM-Solver(++), UniPC and SA-Solver.
 
-order: None is the method's own, or less where the grid has fewer steps.
-lower_order_final: the last step between finite log-SNRs is of order 1, the one before of order 2,
-and so on, as in the code of DPM-Solver and UniPC. (Their grids end there. A further step to clean
-data is of order 1 in every method.)
+order: None means the method's default, or the number of steps if that is smaller.
+lower_order_final: whether the last step between finite log-SNRs has order 1, the one before it
+order 2, and so on, as in the code of DPM-Solver and UniPC. (Their grids end there. A further step
+to clean data has order 1 in every method.)
 """
 
 import numpy as np
 
-from diffusion_jax.grids import Grid
+from diffusion_jax.diffusion.grids import Grid
+from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.multistep import multistep, resolve_order, step_orders
 from diffusion_jax.samplers.tableau import Tableau
-from diffusion_jax.schedules import NoiseSchedule
 from diffusion_jax.typing import require
 
-CLEAR = 0.3  # sigma / alpha below which the noise is less than the spread of the data
+CLEAR = 0.3  # below this sigma / alpha, the noise is smaller than the spread of the data
 
 
 def dpm_multistep(
@@ -26,13 +26,14 @@ def dpm_multistep(
     rule: str = "bh2",
     lower_order_final: bool | None = None,
 ) -> Tableau:
-    """DPM-Solver++(2M): Lu et al. 2022, arXiv:2211.01095, algorithm 2; also of order 1 and 3.
+    """DPM-Solver++, multistep, 2M: Lu et al. 2022, arXiv:2211.01095, algorithm 2; order 1 to 3.
 
-    predict: "x0"; or "eps", DPM-Solver (arXiv:2206.00927) in multistep form. eta: 0 solves the
-    ODE; 1 is SDE-DPM-Solver++, in x0. rule: how order 2 weights its difference: "bh2" is
-    the paper's 2M; "exact" the variant that integrates it.
-    order: 1 to 3, 2 by default. lower_order_final: by default in runs of fewer than 10 steps, as
-    in the authors' code.
+    predict: "x0"; or "eps", which is DPM-Solver (arXiv:2206.00927) in multistep form.
+    eta: 0 solves the ODE; 1 is SDE-DPM-Solver++, which needs predict="x0".
+    rule: how order 2 weights its difference. "bh2" is the paper's 2M; "exact" integrates the
+    difference exactly.
+    order: 2 by default.
+    lower_order_final: true by default if there are fewer than 10 steps, as in the authors' code.
     """
     order = resolve_order(order, 2, 3, grid)
     lower = grid.steps < 10 if lower_order_final is None else lower_order_final
@@ -42,11 +43,11 @@ def dpm_multistep(
 def deis(
     schedule: NoiseSchedule, grid: Grid, order: int | None = None, lower_order_final: bool = False
 ) -> Tableau:
-    """dpm_solver_multistep with rule=exact, which diffusers calls DEIS: order 1 to 3, 3 by default.
+    """What diffusers calls DEIS: dpm_solver_multistep with rule=exact; order 1 to 3, 3 by default.
 
-    The predicted noise is extrapolated as a polynomial in log(sigma / alpha) and integrated
-    exactly over sigma / alpha. Of the methods of the DEIS paper (Zhang and Chen 2022,
-    arXiv:2204.13902), rhoAB, which extrapolates in sigma / alpha, is lms; tAB is not here.
+    The predicted noise is extrapolated as a polynomial in log(sigma / alpha) and integrated exactly
+    over sigma / alpha. The DEIS paper (Zhang and Chen 2022, arXiv:2204.13902) has other methods:
+    rhoAB, which extrapolates in sigma / alpha, is lms; tAB is not implemented.
     """
     order = resolve_order(order, 3, 3, grid)
     return multistep(grid, "eps", step_orders(grid, order, lower_order_final))
@@ -63,8 +64,9 @@ def unipc(
 ) -> Tableau:
     """UniPC: Zhao et al. 2023, arXiv:2302.04867, algorithms 1 and 2: order p = 1 to 3.
 
-    The corrector takes the prediction at the end of a step, which the next step calls anyway:
-    one call a step, order p + 1. The last step has no corrector, for no call follows it.
+    The corrector uses the prediction at the end of a step, which the next step needs anyway. So
+    each step takes one call and has order p + 1. The last step has no corrector, because no call
+    follows it.
     rule: B(h), "bh1" or "bh2". order: 2 by default.
     """
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
@@ -85,16 +87,18 @@ def sa_solver(
 ) -> Tableau:
     """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
 
-    tau scales the noise: 0 solves the ODE, 1 is the reverse SDE; it is in force in steps that end
-    at tau_from <= t / T <= tau_to. order: the predictions that the predictor uses, 1 to 3.
-    corrector_order: those that the corrector uses, with the new one, 2 to 4, or 0 for none. Both
-    are 2 by default. The corrector keeps the noise of its predictor. rule: see exponential_weights.
+    tau: scale of the noise; 0 solves the ODE, and 1 the reverse SDE. It applies to steps that end
+    at tau_from <= t / T <= tau_to; other steps have tau 0.
+    order: number of predictions that the predictor uses, 1 to 3; 2 by default.
+    corrector_order: number of predictions that the corrector uses, including the new one: 2 to 4,
+    or 0 for no corrector; 2 by default. The corrector keeps the noise of its predictor.
+    rule: see exponential_weights.
+    lower_order_final: as above, but the step to clean data counts, as in the authors' code.
 
-    Where a step ends at little noise, sigma / alpha < 0.3, "bh1", the authors' choice, overshoots
-    if the step is large. A step of log(alpha / sigma) above `largest` is there UniPC's, with tau 0
-    and the rule "bh2", and of order 1 if it is more than twice the step before, too far to
-    extrapolate. The second of two steps in a row above half of `largest` has the rule "bh2".
-    lower_order_final counts the step to clean data, as the authors' code does.
+    The authors' rule, "bh1", overshoots in large steps that end where sigma / alpha < 0.3. There, a
+    step of log(alpha / sigma) above `largest` is UniPC's: it has tau 0 and the rule "bh2". It has
+    order 1 if it is more than twice as long as the step before, because that is too far to
+    extrapolate. If two steps in a row are above half of `largest`, the second has the rule "bh2".
     """
     require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
     bounds = f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
@@ -107,7 +111,7 @@ def sa_solver(
     if lower_order_final:
         left = np.arange(grid.steps, 0, -1)
         orders, corrector = np.minimum(orders, left), np.minimum(corrector, left)
-    h = np.diff(grid.log_snr)
+    h = np.diff(grid.half_log_snr)
     before = np.append(h[0], h[:-1])
     clear = np.isfinite(h) & (grid.ratio[1:] < CLEAR)
     large = clear & (h > largest)

@@ -1,4 +1,4 @@
-"""The one loop: runs any tableau, of any number of rows, in one executable."""
+"""The loop that runs any tableau, with any number of rows, in one executable."""
 
 from functools import reduce
 from operator import add
@@ -16,12 +16,12 @@ INITIAL = np.uint32(2**32 - 1)  # the "row" whose noise is the initial state
 
 
 def sample_keys(key: Key[Array, ""], ids: UInt32[Array, "batch"]) -> Key[Array, "batch"]:
-    """A key for each sample: a sample depends on its id alone, not on the batch around it."""
+    """Return a key for each sample. It depends only on the sample's id, not on its batch."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
 
 
 def row_noise(keys: Key[Array, "batch"], row: UInt32[Array, ""], shape: tuple[int, ...]) -> Images:
-    """Standard normal noise of one row for each sample; shape is (height, width, channel)."""
+    """Return standard normal noise of one row for each sample. shape: (height, width, channel)."""
     return jax.vmap(
         lambda key: jax.random.normal(jax.random.fold_in(key, row), shape, jnp.float32)
     )(keys)
@@ -39,10 +39,10 @@ def solve(
 ) -> tuple[Images, Float[Array, "F batch height width channel"] | None]:
     """Run rows start .. rows - 1 of a tableau on a batch of states.
 
-    rows and start may be traced: one compilation serves every number of rows that fits the
-    table, and noise is drawn only in rows that use it. Returns the last state and, with frames,
-    which are ascending row numbers, the states after those rows. Otherwise memory does not depend
-    on the number of rows.
+    rows and start may be traced, so that one compilation serves every number of rows that fits the
+    table. Noise is drawn only in rows that use it.
+    Return the last state and, if frames (ascending row numbers) are given, the states after those
+    rows. Apart from frames, memory does not depend on the number of rows.
     """
 
     def combine(weights: Array, held: tuple[Array, ...]) -> Images:

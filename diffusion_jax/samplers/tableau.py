@@ -1,12 +1,12 @@
-"""What a sampler is: a table of numbers, made on the host in float64 before anything runs.
+"""The tableau: a sampler as a table of numbers, made on the host in float64 before anything runs.
 
-Row r of a tableau calls the denoiser once, at a level, on the state x, and then replaces the state
-and the registers z_1 .. z_K by fixed linear combinations of what it holds:
+Row r calls the denoiser once, at the level of the row, on the state x. It then replaces the state
+and the registers z_1 .. z_K by fixed linear combinations of S:
 
     S = (x, x0, eps, xi, z_1 .. z_K)     x' = mix[r, 0] . S     z_k' = mix[r, k] . S
 
-(x0, eps) is the prediction and xi ~ N(0, I) is fresh in every row: a general linear method
-(Butcher 2006, Acta Numerica 15) with additive noise.
+(x0, eps) is the prediction, and xi ~ N(0, I) is drawn afresh in every row. This is a general linear
+method (Butcher 2006, Acta Numerica 15) with additive noise.
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,18 @@ import numpy as np
 from jaxtyping import Bool, Float64
 from numpy import ndarray
 
-from diffusion_jax.grids import Grid
+from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.typing import Level, require
 
-MOST_ROWS = 1_000_000  # of one tableau
+MOST_ROWS = 1_000_000  # in one tableau
 X, X0, EPS, XI, Z = 0, 1, 2, 3, 4  # columns of mix; the registers are columns Z, Z + 1, ...
 
 
 class Tableau(NamedTuple):
-    """R rows and K registers, in float64. ends_step marks the rows that complete a step."""
+    """A sampler of R rows and K registers, in float64.
+
+    (t, alpha, sigma) is the level of each row. ends_step marks the rows that complete a step.
+    """
 
     t: Float64[ndarray, "R"]
     alpha: Float64[ndarray, "R"]
@@ -39,7 +42,7 @@ class Tableau(NamedTuple):
 
     @property
     def registers(self) -> int:
-        """K, the number of registers."""
+        """The number of registers K."""
         return self.mix.shape[1] - 1
 
     @property
@@ -49,7 +52,7 @@ class Tableau(NamedTuple):
 
 
 def check(tableau: Tableau) -> Tableau:
-    """Return the tableau if it is one. Raises ValueError naming the part that is not."""
+    """Return the tableau. If a part is invalid, raise a ValueError that names it."""
     rows, outputs, inputs = tableau.mix.shape
     if rows < 1 or outputs < 1 or inputs != outputs + 3:
         raise ValueError(f"mix has shape {tableau.mix.shape}: it must be (R, 1 + K, 4 + K), R >= 1")
@@ -74,7 +77,10 @@ def check_rows(rows: int) -> None:
 
 
 def is_ddim(tableau: Tableau) -> bool:
-    """Whether every row is DDIM's: x' = alpha_j x0 + sigma_j eps, for the next row's level j."""
+    """Return whether each row is DDIM's: x' = alpha_j x0 + sigma_j eps.
+
+    j is the level of the next row.
+    """
     ahead = np.stack([tableau.alpha[1:], tableau.sigma[1:]], 1)
     plain = tableau.mix.copy()
     plain[:-1, 0, [X0, EPS]] -= ahead
@@ -83,9 +89,9 @@ def is_ddim(tableau: Tableau) -> bool:
 
 
 def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
-    """The tableau without registers whose step over grid[i] -> grid[i + 1] is one row.
+    """Return the tableau without registers in which each step grid[i] -> grid[i + 1] is one row.
 
-    columns: any of x, x0, eps and xi, each (N,); what is not given is zero.
+    columns: any of x, x0, eps and xi, each (N,). A column that is not given is zero.
     """
     mix = np.zeros((grid.steps, 1, 4))
     for name, values in columns.items():
@@ -95,7 +101,7 @@ def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:
 
 
 class Symbols(NamedTuple):
-    """S as unit vectors, in which the outputs of a row are written."""
+    """The entries of S as unit vectors, in which the outputs of a row are written."""
 
     x: ndarray
     x0: ndarray
@@ -105,13 +111,13 @@ class Symbols(NamedTuple):
 
 
 def symbols(registers: int) -> Symbols:
-    """S with K registers. For DDIM: Row(level, [alpha * s.x0 + sigma * s.eps])."""
+    """Return S with K registers. DDIM is then Row(level, [alpha * s.x0 + sigma * s.eps])."""
     x, x0, eps, xi, *z = np.eye(Z + registers)
     return Symbols(x, x0, eps, xi, z)
 
 
 class Row(NamedTuple):
-    """A level, and what the row makes of S: x' and as many of z_1', z_2', .. as are used later."""
+    """A row in symbols: its level and its outputs x', z_1', z_2', ... up to the last one in use."""
 
     level: Level
     outputs: Sequence[ndarray]
@@ -119,7 +125,7 @@ class Row(NamedTuple):
 
 
 def tabulate(rows: Sequence[Row]) -> Tableau:
-    """The tableau of rows that are written in symbols."""
+    """Return the tableau of rows that are written in symbols."""
     inputs = len(rows[0].outputs[0])
     mix = np.zeros((len(rows), inputs - 3, inputs))
     for place, row in zip(mix, rows, strict=True):
@@ -129,9 +135,9 @@ def tabulate(rows: Sequence[Row]) -> Tableau:
 
 
 def pad(tableau: Tableau, rows: int, registers: int) -> Tableau:
-    """The same sampler in a larger table, so that every sampler fits one executable.
+    """Return the same sampler in a larger table, so that every sampler fits one executable.
 
-    The rows appended are never run; the registers appended stay zero.
+    The added rows are never run; the added registers stay zero.
     """
     more_rows, more_registers = rows - tableau.rows, registers - tableau.registers
     if more_rows < 0 or more_registers < 0:
@@ -145,6 +151,6 @@ def pad(tableau: Tableau, rows: int, registers: int) -> Tableau:
 
 
 def to_float32(tableau: Tableau) -> Tableau:
-    """The table as the device holds it: every number rounded once, here."""
+    """Return the table in float32, as the device holds it. Each number is rounded once, here."""
     t, alpha, sigma, mix = (np.asarray(column, np.float32) for column in tableau[:4])
     return Tableau(t, alpha, sigma, mix, tableau.ends_step)

@@ -1,1 +1,1 @@
-"""What the library is compared with: the course's network and loops in PyTorch."""
+"""The course's network and loops in PyTorch, which the library is compared with."""

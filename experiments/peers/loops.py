@@ -1,6 +1,6 @@
-"""The course's loops in PyTorch, as its notes write them, around a network; and diffusers' loops.
+"""The course's loops in PyTorch, as in its notebooks, and the loop of diffusers.
 
-Schedules come as float64 NumPy tables: beta and alpha_bar of steps 0 (clean) .. T.
+Schedules are float64 NumPy tables: beta and alpha_bar at steps 0 (clean) .. T.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ LEARNING_RATE, KEEP = 1e-3, 0.9
 
 
 class Tables(NamedTuple):
-    """The notes' b_t, a_t and ab_t, on the device."""
+    """The course's b_t, a_t and ab_t, on the device."""
 
     b: Tensor
     a: Tensor
@@ -23,14 +23,14 @@ class Tables(NamedTuple):
 
     @staticmethod
     def of(beta: np.ndarray, alpha_bar: np.ndarray, device: str) -> "Tables":
-        """The tables of a schedule, in float32."""
+        """Return the tables of a schedule, in float32."""
         b, ab = (torch.from_numpy(np.float32(table)).to(device) for table in (beta, alpha_bar))
         return Tables(b, 1 - b, ab)
 
 
 @torch.no_grad()
 def ddpm(network: Network, tables: Tables, x: Tensor, context: Tensor, rows: int) -> Tensor:
-    """Ancestral sampling, all T steps or the first rows of them."""
+    """Sample by DDPM. Take all T steps, or only the first rows of them."""
     steps = len(tables.b) - 1
     for i in range(steps, max(steps - rows, 0), -1):
         t = torch.tensor([i / steps])[:, None, None, None].to(x.device)
@@ -46,7 +46,7 @@ def ddpm(network: Network, tables: Tables, x: Tensor, context: Tensor, rows: int
 def ddim(
     network: Network, tables: Tables, x: Tensor, context: Tensor, steps: int, rows: int
 ) -> Tensor:
-    """DDIM by steps that divide T, all or the first rows of them."""
+    """Sample by DDIM. Take a number of steps that divides T, or only the first rows of them."""
     last = len(tables.b) - 1
     stride = last // steps
     for i in list(range(last, 0, -stride))[:rows]:
@@ -62,27 +62,22 @@ def ddim(
 def diffusers_loop(
     scheduler: Any, network: Network, x: Tensor, context: Tensor, rows: int
 ) -> Tensor:
-    """The loop that diffusers documents, around one of its schedulers whose steps are set."""
+    """Sample by the loop that diffusers documents. The scheduler's steps must be set."""
     steps = scheduler.config.num_train_timesteps
     for t in scheduler.timesteps[:rows]:
-        time = ((t + 1) / steps).reshape(1, 1).to(x.device)  # it counts from 0
+        time = ((t + 1) / steps).reshape(1, 1).to(x.device)  # diffusers counts from 0
         x = scheduler.step(network(x, time, context), t, x).prev_sample
     return x
 
 
 def diffusers_scheduler(name: str, beta: np.ndarray, steps: int) -> Any:
-    """diffusers' DDPM or DDIM over the same schedule and grid."""
+    """Return diffusers' DDPM or DDIM with the same schedule and grid."""
     import diffusers
 
     make: Any = {"ddpm": diffusers.DDPMScheduler, "ddim": diffusers.DDIMScheduler}[name]
-    own = {"variance_type": "fixed_large"} if name == "ddpm" else {"set_alpha_to_one": True}
-    scheduler = make(
-        num_train_timesteps=len(beta) - 1,
-        trained_betas=beta[1:],
-        clip_sample=False,
-        timestep_spacing="trailing",
-        **own,
-    )
+    own: dict[str, Any] = {"num_train_timesteps": len(beta) - 1, "trained_betas": beta[1:]}
+    own |= {"variance_type": "fixed_large"} if name == "ddpm" else {"set_alpha_to_one": True}
+    scheduler = make(clip_sample=False, timestep_spacing="trailing", **own)
     scheduler.set_timesteps(steps)
     return scheduler
 
@@ -90,9 +85,10 @@ def diffusers_scheduler(name: str, beta: np.ndarray, steps: int) -> Any:
 def training_steps(
     network: nn.Module, forward: Network, tables: Tables, batches: Iterator[tuple[Tensor, Tensor]]
 ) -> Callable[[int], Tensor]:
-    """The notes' training step, to be called with how many of them; forward may be compiled.
+    """Return a function (n) that takes n of the course's training steps.
 
-    batches: endless (images, context), images in [-1, 1]. The noising is the right one.
+    forward: the network, which may be compiled. batches: endless (images, context), images in
+    [-1, 1]. Unlike the course's, the noising is correct.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     steps = len(tables.b) - 1

@@ -1,8 +1,8 @@
-"""The computations that are written by hand, with plain ones in their place on request.
+"""Computations written by hand, and plain ones that can be chosen instead.
 
 XLA compiles convolutions and their gradients poorly on CPUs, above all inside loops. "fast" holds
-hand-written ones, which have gradients but no forward-mode derivatives. "plain" leaves everything
-to XLA and differentiates in every mode. Both agree to rounding.
+hand-written computations, which have gradients but no forward-mode derivatives. "plain" leaves
+everything to XLA and can be differentiated in every mode. Both agree up to rounding.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,10 @@ __all__ = ["KERNELS", "Channels", "Kernels", "Maps", "spread"]
 class Kernels(NamedTuple):
     """A set of computations.
 
-    convolve: (x, kernel) -> y, of odd size; keeps height and width, with zeros around the image.
+    convolve: (x, kernel) -> y, for kernels of odd size. It keeps height and width, and pads the
+    image with zeros.
     normalise: (x, scale, bias, epsilon, axis) -> (y, mean, unbiased variance), by the moments of
-        the batch, which includes what is mapped over `axis`. Only y has gradients.
+    the batch, which includes the batches of all devices mapped over `axis`. Only y has gradients.
     """
 
     convolve: Callable[..., Array]

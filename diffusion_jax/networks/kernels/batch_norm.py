@@ -12,14 +12,14 @@ Channels = Float[Array, " channel"]
 
 
 def spread(channels: Channels) -> Float[Array, "1 1 1 channel"]:
-    """Shape a vector of channels to be broadcast against images."""
+    """Reshape a vector of channels so that it broadcasts against images."""
     return channels.reshape(1, 1, 1, -1)
 
 
 def plain(
     x: Maps, scale: Channels, bias: Channels, epsilon: float, axis: str | None
 ) -> tuple[Maps, Channels, Channels]:
-    """Return x normalised by the batch, the batch's mean and its unbiased variance."""
+    """Return x normalised by the batch, the mean of the batch, and its unbiased variance."""
     return _forward(x, scale, bias, epsilon, axis)[0]
 
 
@@ -27,9 +27,9 @@ def plain(
 def normalise(
     x: Maps, scale: Channels, bias: Channels, epsilon: float, axis: str | None
 ) -> tuple[Maps, Channels, Channels]:
-    """Compute what `plain` does; the gradient is written out (Ioffe & Szegedy 2015, section 3).
+    """Return the same as `plain`. Its gradient is written by hand (Ioffe & Szegedy 2015, sec. 3).
 
-    It needs fewer passes over the images than the automatic gradient, and stores only x.
+    The gradient needs fewer passes over the images than the automatic one, and stores only x.
     """
     return plain(x, scale, bias, epsilon, axis)
 
@@ -63,8 +63,8 @@ normalise.defvjp(_forward, _backward)
 def _moments(x: Maps, axis: str | None) -> tuple[Channels, Channels]:
     """Return the mean and the biased variance of each channel, over all mapped batches.
 
-    The moments of the devices are gathered once and joined without cancellation (Chan, Golub &
-    LeVeque 1983): half as many collectives as a mean over devices of each in turn.
+    The moments of all devices are gathered once and combined without cancellation (Chan, Golub &
+    LeVeque 1983). This takes half as many collectives as averaging each moment over the devices.
     """
     mean = x.mean((0, 1, 2))
     var = jnp.square(x - spread(mean)).mean((0, 1, 2))  # two passes: no cancellation

@@ -1,4 +1,4 @@
-"""A convolution that is fast on CPUs, as are its gradients, also inside loops."""
+"""A convolution that is fast on CPUs, even inside loops, and so are its gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,17 @@ from jaxtyping import Array
 from diffusion_jax.networks.kernels import winograd
 from diffusion_jax.networks.kernels.winograd import Kernel, Maps
 
-FEW = 8  # channels: patches of fewer are not worth copying
+FEW = 8  # with fewer channels, patches are not worth copying
 
 
 def plain(x: Maps, kernel: Kernel) -> Maps:
-    """Convolve with a kernel of odd size, zeros around the image; keep height and width."""
+    """Convolve with a kernel of odd size and zero padding. Keep height and width."""
     return _correlate(x, kernel, kernel.shape[0] // 2)
 
 
 @jax.custom_vjp
 def convolve(x: Maps, kernel: Kernel) -> Maps:
-    """Compute what `plain` does: on CPUs by Winograd's algorithm where it is faster."""
+    """Return the same as `plain`. On CPUs, use Winograd's algorithm where it is faster."""
     return lax.platform_dependent(x, kernel, cpu=_on_cpu, default=plain)
 
 
@@ -47,10 +47,11 @@ def _on_cpu(x: Maps, kernel: Kernel) -> Maps:
 
 
 def _gradients_on_cpu(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
-    """Return the gradients by x, a convolution by the flipped kernel, and by the kernel.
+    """Return the gradients with respect to x and the kernel.
 
-    XLA rewrites convolutions to a form that it has fast code for, but not inside loops, where
-    JAX's own gradients are tens of times slower. These are written in that form.
+    The gradient with respect to x is a convolution with the flipped kernel. XLA rewrites
+    convolutions to a form for which it has fast code, but not inside loops, where JAX's own
+    gradients are tens of times slower. The gradients here are written in that form.
     """
     by_x = _on_cpu(g, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
     if winograd.suits(x, kernel):
@@ -61,15 +62,15 @@ def _gradients_on_cpu(x: Maps, kernel: Kernel, g: Maps) -> tuple[Maps, Kernel]:
 
 
 def _over_batch(x: Maps, g: Maps, size: int) -> Kernel:
-    """Convolve x by g over the batch. The rounding depends on the number of devices."""
+    """Convolve x with g over the batch. The rounding depends on the number of devices."""
     pad = size // 2
     return _correlate(x.transpose(3, 1, 2, 0), g.transpose(1, 2, 0, 3), pad).transpose(1, 2, 0, 3)
 
 
 def _by_patches(x: Maps, g: Maps, size: int) -> Kernel:
-    """Sum the products of g and patches of x over parts of the batch that stay in the cache.
+    """Sum the products of g and patches of x over parts of the batch that fit in the cache.
 
-    The patches of all parts are written into one buffer: XLA copies a concatenation twice.
+    The patches of all parts are written into one buffer, because XLA copies a concatenation twice.
     """
     batch, height, width, channels = x.shape
     part = winograd.fitting(batch, height * width * size**2 * channels * x.dtype.itemsize)
@@ -86,7 +87,7 @@ def _by_patches(x: Maps, g: Maps, size: int) -> Kernel:
         return total + product, patches
 
     patches = jnp.zeros((part, height, width, size**2 * channels), x.dtype)
-    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # a sum in bfloat16 loses its terms
+    wide = x.dtype if x.dtype.itemsize > 4 else jnp.float32  # a sum in bfloat16 loses small terms
     total = jnp.zeros((g.shape[-1], size**2 * channels), wide)
     total, _ = lax.fori_loop(0, batch // part, add, (total, patches))
     return total.reshape(-1, size, size, channels).transpose(1, 2, 3, 0).astype(x.dtype)

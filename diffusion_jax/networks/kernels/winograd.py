@@ -1,8 +1,8 @@
-"""Winograd's algorithm F(2 x 2, 3 x 3) for convolutions, and for the gradients by their kernels.
+"""Winograd's algorithm F(2 x 2, 3 x 3) for convolutions and their gradients by the kernel.
 
-A tile of 2 x 2 outputs comes from 4 x 4 inputs by 16 products for each pair of channels, where a
-plain convolution takes 36, with rounding errors of the same size: Lavin & Gray (2016), "Fast
-Algorithms for Convolutional Neural Networks", section 4.1. Their equation is
+A tile of 2 x 2 outputs is computed from 4 x 4 inputs with 16 products for each pair of channels,
+where a plain convolution needs 36. Its rounding errors have the same size. See Lavin & Gray (2016),
+"Fast Algorithms for Convolutional Neural Networks", section 4.1. Their equation is
 Y = A^T [(G k G^T) * (B^T d B)] A. Here OUTPUT is A^T, KERNEL is G and _inputs is B^T, each for both
 directions at once.
 """
@@ -19,11 +19,11 @@ WORTH = 32 * 64  # pairs of channels: with fewer, the transformations take longe
 CACHE = 4 * 2**20  # bytes that the transforms of one part of a batch may take
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 0], [1, 1], [1, -1], [0, -1]])
-KERNEL, OUTPUT = np.kron(_G, _G), np.kron(_A, _A).T  # (16, 9) and (4, 16), of both directions
+KERNEL, OUTPUT = np.kron(_G, _G), np.kron(_A, _A).T  # (16, 9) and (4, 16), for both directions
 
 
 def suits(x: Maps, kernel: Kernel) -> bool:
-    """Return whether this algorithm can compute a convolution, and does so faster."""
+    """Return whether this algorithm can compute a convolution, and is faster at it."""
     _, height, width, _ = x.shape
     even = height % 2 == width % 2 == 0
     wide = x.dtype.itemsize >= 4  # bfloat16 is too coarse for the transforms
@@ -31,7 +31,7 @@ def suits(x: Maps, kernel: Kernel) -> bool:
 
 
 def convolve(x: Maps, kernel: Kernel) -> Maps:
-    """Convolve with zeros around the image, in parts of the batch that stay in the cache."""
+    """Convolve with zero padding, in parts of the batch that fit in the cache."""
     batch, height, width, _ = x.shape
     inputs, outputs = kernel.shape[2:]
     kernels = _times(KERNEL, kernel).reshape(16, inputs, outputs)
@@ -45,9 +45,10 @@ def convolve(x: Maps, kernel: Kernel) -> Maps:
 
 
 def gradient_by_kernel(x: Maps, kernel: Kernel, g: Maps) -> Kernel:
-    """Sum the products of inputs and gradients, both transformed, over all tiles: the adjoint.
+    """Return the gradient with respect to the kernel, which is the adjoint of `convolve`.
 
-    Gradients are transposed before the transform, which makes them larger.
+    It sums the products of transformed inputs and transformed gradients over all tiles. Gradients
+    are transposed before the transform, because the transform makes them larger.
     """
     inputs, outputs = kernel.shape[2:]
 
@@ -68,7 +69,7 @@ def gradient_by_kernel(x: Maps, kernel: Kernel, g: Maps) -> Kernel:
 
 
 def _parts(x: Maps, kernel: Kernel) -> Float[Array, "parts part _ _ _"]:
-    """Split the batch into parts, padded by one pixel on every side."""
+    """Split the batch into parts, and pad each image by one pixel on every side."""
     batch, height, width, _ = x.shape
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     if not isinstance(batch, int):  # symbolic, in an export
@@ -78,17 +79,17 @@ def _parts(x: Maps, kernel: Kernel) -> Float[Array, "parts part _ _ _"]:
 
 
 def fitting(batch: int, bytes_each: int) -> int:
-    """Return the largest divisor of `batch` for which so many images fit the cache."""
+    """Return the largest divisor of `batch` such that this number of images fits in the cache."""
     divisors = (n for n in range(1, batch + 1) if batch % n == 0)
     return max((n for n in divisors if n * bytes_each <= CACHE), default=1)
 
 
 def _inputs(x: Maps) -> Float[Array, "16 batch _ _ channel"]:
-    """Transform all tiles of 4 x 4, which begin at every second pixel of the padded images."""
+    """Transform all tiles of 4 x 4. They begin at every second pixel of the padded images."""
     height, width = x.shape[1] - 3, x.shape[2] - 3
     pixels = [[x[:, i : i + height : 2, j : j + width : 2] for i in range(4)] for j in range(4)]
     rows = zip(*(_combine(*column) for column in pixels), strict=True)
-    stacked = jnp.stack([jnp.stack(_combine(*row)) for row in rows])  # nested, or XLA joins less
+    stacked = jnp.stack([jnp.stack(_combine(*row)) for row in rows])  # nested, so XLA fuses more
     return stacked.reshape(16, *stacked.shape[2:])
 
 
@@ -98,5 +99,5 @@ def _combine(a: Array, b: Array, c: Array, d: Array) -> tuple[Array, Array, Arra
 
 
 def _times(matrix: np.ndarray, x: Array) -> Float[Array, "rows _"]:
-    """Multiply by a matrix from the left; the first axes of x match its columns."""
+    """Multiply x by a matrix from the left. The first axes of x match the columns of the matrix."""
     return jnp.asarray(matrix, x.dtype) @ x.reshape(matrix.shape[1], -1)

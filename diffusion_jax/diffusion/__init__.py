@@ -1,0 +1,1 @@
+"""The forward process and what a network learns from it: schedules, grids, predictions, losses."""

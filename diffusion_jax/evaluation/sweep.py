@@ -1,0 +1,133 @@
+"""A sweep measures many cases one by one, keeps the results in a file, and compares their costs.
+
+Each line of the file is a result in JSON: the settings that determine it, the measures, and a
+checksum of both. The same command continues a sweep that was stopped.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from diffusion_jax.evaluation.estimate import Estimate
+from diffusion_jax.files import open_file, write_atomically
+from diffusion_jax.typing import InputError
+
+Record = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """The settings that determine a result, ready for JSON, and the function that measures it."""
+
+    settings: Record
+    measure: Callable[[], Record]
+
+
+def run(path: Path, cases: Iterable[Case]) -> Iterator[Record]:
+    """Yield the result of each case, from the file if it is there; else measure and store it.
+
+    Raise InputError if the file is damaged.
+    """
+    kept = read(path)
+    for case in cases:
+        if (key := _text(case.settings)) not in kept:
+            found = json.loads(_text(case.measure()))
+            kept = read(path) | {key: found}  # a different command may have added some
+            lines = (f"{_text(_line(*each))}\n" for each in kept.items())
+            write_atomically(path, "".join(lines).encode())
+        yield kept[key]
+
+
+def read(path: Path) -> dict[str, Record]:
+    """Return the results in a file, keyed by the text of their settings.
+
+    Raise InputError naming the first line that this module did not write, or that was changed.
+    """
+    if not path.exists():
+        return {}
+    kept = {}
+    with open_file(path) as file:
+        for number, text in enumerate(file.read().splitlines(), start=1):
+            try:
+                line = json.loads(text)
+                key, found = _text(line["settings"]), line["found"]
+                sound = line == _line(key, found)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                sound = False
+            if not sound:
+                raise InputError(f"{path}: line {number} is damaged: remove the line")
+            kept[key] = found
+    return kept
+
+
+def digest(*parts: str | bytes | ArrayLike) -> str:
+    """Return a short hash of texts and arrays."""
+    total = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        total.update(data if isinstance(data, bytes) else np.asarray(data).tobytes())
+    return total.hexdigest()[:16]
+
+
+def _line(key: str, found: Record) -> Record:
+    return {"settings": json.loads(key), "found": found, "sha256": digest(key, _text(found))}
+
+
+def _text(record: Record) -> str:
+    return json.dumps(record, sort_keys=True)
+
+
+class Point(NamedTuple):
+    """The cost and the quality of a method.
+
+    series: the method's name without its number of steps. evaluations: passes of the network for
+    an image. measures: the first one is compared, and lower is better.
+    """
+
+    label: str
+    series: str
+    evaluations: int
+    seconds: float
+    measures: dict[str, Estimate]
+
+    @property
+    def quality(self) -> Estimate:
+        """Return the first measure."""
+        return next(iter(self.measures.values()))
+
+
+def front(points: Iterable[Point], cost: str) -> list[Point]:
+    """Return the Pareto front by cost: the points that no equally cheap or cheaper point beats.
+
+    cost: "evaluations" or "seconds".
+    """
+    chosen: list[Point] = []
+    for point in sorted(points, key=lambda p: (getattr(p, cost), p.quality)):
+        if not chosen or point.quality.value < chosen[-1].quality.value:
+            chosen.append(point)
+    return chosen
+
+
+def choose_within(points: Sequence[Point], budget: int) -> tuple[Point, Point] | None:
+    """Return a cheap point and the best point of those with at most budget evaluations.
+
+    The first is the cheapest point within a standard error of the best one. Return None if every
+    point has more evaluations.
+    """
+    able = [point for point in points if point.evaluations <= budget]
+    if not able:
+        return None
+    best = min(able, key=lambda p: p.quality)
+    good = [point for point in able if point.quality.value <= sum(best.quality)]
+    return min(good, key=lambda p: (p.evaluations, p.quality)), best
+
+
+def difference(point: Point, other: Point) -> Estimate:
+    """Return the difference in quality of two points; its error assumes independent samples."""
+    ours, theirs = point.quality, other.quality
+    return Estimate(ours.value - theirs.value, math.hypot(ours.error, theirs.error))

@@ -1,0 +1,204 @@
+"""The configuration of a run: a spec for each component and a few numbers, stored as JSON.
+
+The defaults are the course's hyperparameters. The help of each field becomes that of a flag.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion_jax import data, networks, spec
+from diffusion_jax.data import CLASS_NAMES, Dataset
+from diffusion_jax.diffusion import losses, predictions, schedules
+from diffusion_jax.diffusion.losses import Loss
+from diffusion_jax.diffusion.predictions import Parameterization
+from diffusion_jax.diffusion.schedules import NoiseSchedule
+from diffusion_jax.networks.precisions import PRECISIONS
+from diffusion_jax.training import Length, Task, augmentation, averages, optimizers
+from diffusion_jax.typing import InputError, require
+
+FEATURES = 1024  # the most features of a context
+REGISTRIES: dict[str, spec.Registry] = {
+    "data": data.DATA,
+    "network": networks.NETWORKS,
+    "schedule": schedules.SCHEDULES,
+    "prediction": predictions.PREDICTIONS,
+    "loss": losses.LOSSES,
+    "optimizer": optimizers.OPTIMIZERS,
+    "ema": averages.AVERAGES,
+    "augment": augmentation.AUGMENTATIONS,
+}
+# Parameters of components that are not options, because the caller fills them in.
+SUPPLIED = {
+    "network": networks.SUPPLIED,
+    "optimizer": ("length",),
+    "augment": ("class_names",),
+}
+
+
+def option(default: Any, help: str) -> Any:
+    """Return a field with the text that --help shows."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All that decides the outcome of a run. Checked when built: raise InputError if it is invalid.
+
+    The last three fields come from the data and have no flag: the shape of an image, the name of
+    each number of a context vector, and the data's fingerprint.
+    """
+
+    data: str = option("sprites", "the images and their labels")
+    null_context: bool = option(False, "train without context: every context vector is zero")
+    network: str = option("context_unet", "the network")
+    schedule: str = option("course", "the noise schedule and its number of steps, T")
+    prediction: str = option("eps", "what the network predicts")
+    loss: str = option("mse", "the loss, how it weighs the levels of noise and visits them")
+    optimizer: str = option("adam", "the optimizer and its learning rate")
+    ema: str = option("none", "the moving average of the weights that is sampled from")
+    augment: str = option("none", "how training changes its images")
+    keep_probability: float = option(0.9, "how often training shows an image's context, 0 to 1")
+    epochs: int = option(32, "how often training visits every image")
+    batch_size: int = option(100, "images in a step, over all devices")
+    seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
+    dtype: str = option(
+        "float32",
+        "what the network computes in, in training: float32, bfloat16, or tf32, which is float32 "
+        "with products rounded to TF32 on GPUs; weights and optimizer stay in float32",
+    )
+    image_shape: tuple[int, ...] = (16, 16, 3)
+    class_names: tuple[str, ...] = CLASS_NAMES
+    fingerprint: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise InputError naming the field that is invalid, or two that do not fit together."""
+        for name, text in self.specs().items():
+            object.__setattr__(self, name, text.full)
+        require(0 <= self.keep_probability <= 1, _bad(self, "keep_probability", "in [0, 1]"))
+        require(1 <= self.epochs <= 10**6, _bad(self, "epochs", "in 1..1000000"))
+        require(1 <= self.batch_size <= 2**16, _bad(self, "batch_size", "in 1..65536"))
+        require(0 <= self.seed < 2**32, _bad(self, "seed", "in 0..2**32 - 1"))
+        spec.choose(PRECISIONS, "dtype", self.dtype)
+        count = len(self.class_names)
+        require(0 < count <= FEATURES, f"class_names: {count} of them: at most {FEATURES}")
+        data.check_class_names(self.class_names)
+        require(len(self.fingerprint) in (0, 4), f"fingerprint={self.fingerprint}: give four texts")
+        schedule, prediction = self.build_schedule(), self.build_prediction()
+        predictions.check(prediction, schedule)
+        self.build_loss().check(prediction, schedule)
+        self.build_network()
+        optimizers.build(self.optimizer, Length(1, 1, 1))
+        averages.build(self.ema)
+        if self.fingerprint or self.null_context or self.data.startswith("sprites"):
+            self.build_augment()  # else the classes are not known yet
+
+    def specs(self) -> dict[str, spec.Spec]:
+        """Return the parsed spec of each component."""
+        return {
+            name: spec.parse(getattr(self, name), registry, name, SUPPLIED.get(name, ()))
+            for name, registry in REGISTRIES.items()
+        }
+
+    @property
+    def n_cfeat(self) -> int:
+        """The length of a context vector."""
+        return len(self.class_names)
+
+    def build_schedule(self) -> NoiseSchedule:
+        """Return the noise schedule."""
+        return schedules.build(self.schedule)
+
+    def build_prediction(self) -> Parameterization:
+        """Return what the network predicts."""
+        return predictions.build(self.prediction)
+
+    def build_loss(self) -> Loss:
+        """Return the loss."""
+        return losses.build(self.loss)
+
+    def build_network(self) -> Any:
+        """Return the network for the run's images and contexts."""
+        return networks.build(self.network, image_shape=self.image_shape, n_cfeat=self.n_cfeat)
+
+    def build_augment(self) -> augmentation.Augment:
+        """Return the augmentation."""
+        return augmentation.build(self.augment, () if self.null_context else self.class_names)
+
+    def task(self, length: Length) -> Task:
+        """Return what a step of a run of some length trains."""
+        return Task(
+            self.build_network(),
+            self.build_schedule(),
+            self.build_prediction(),
+            self.build_loss(),
+            optimizers.build(self.optimizer, length),
+            averages.build(self.ema),
+            self.build_augment(),
+            self.keep_probability,
+            self.seed,
+            self.dtype,
+        )
+
+    def override(self, **values: Any) -> "Config":
+        """Return the configuration with some fields replaced."""
+        return dataclasses.replace(self, **values)
+
+    def fill_in(self, dataset: Dataset) -> "Config":
+        """Return the configuration with what the data decides."""
+        seen = len(dataset.images) * self.epochs + self.batch_size
+        require(seen < 2**31, f"epochs={self.epochs}: too many for int32 step counters")
+        return self.override(
+            image_shape=dataset.images.shape[1:],
+            class_names=dataset.class_names,
+            fingerprint=dataset.fingerprint,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a dict that is ready for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], source: str) -> "Config":
+        """Return the inverse of to_dict. Raise InputError naming source and what is wrong."""
+        known = {field.name: field.default for field in dataclasses.fields(Config)}
+        _agree(source, "does not have", known.keys() - values.keys())
+        _agree(source, "has the unknown", values.keys() - known.keys())
+        fields: dict[str, Any] = {}
+        for name, value in values.items():
+            default = known[name]
+            fields[name] = tuple(value) if isinstance(value, list) else value
+            kinds = (int, float) if isinstance(default, float) else (type(default),)
+            alike = type(fields[name]) in kinds and (
+                not isinstance(default, tuple)
+                or all(type(part) is type((*default, "")[0]) for part in fields[name])
+            )
+            require(alike, f"{source}: {name}={value!r}: it must be like {default!r}")
+        return Config(**fields)
+
+    def differences(self, other: "Config") -> list[str]:
+        """Return lines "name: ours -> theirs" of the fields that differ, and how the data differ.
+
+        Data with the same fingerprint may be in another place.
+        """
+        mine, theirs = self.fingerprint, vars(other)
+        skipped = {"fingerprint"}
+        if mine and mine == other.fingerprint:
+            parts = (each.specs()["data"].options.get("held_out") for each in (self, other))
+            skipped |= {"data"} if len(set(parts)) == 1 else set()
+        changed = data.changes(mine, other.fingerprint)
+        return [f"data: {changed}"] * bool(changed) + [
+            f"{name}: {value} -> {theirs[name]}"
+            for name, value in vars(self).items()
+            if value != theirs[name] and name not in skipped
+        ]
+
+
+def _bad(config: Config, name: str, right: str) -> str:
+    return f"{name}={getattr(config, name)}: it must be {right}"
+
+
+def _agree(source: str, what: str, fields: Iterable[str]) -> None:
+    if names := sorted(fields):
+        raise InputError(f"{source} {what} fields {', '.join(names)}")

@@ -1,0 +1,223 @@
+"""Training that keeps its run whole: it resumes, logs, saves and stops in order."""
+
+import json
+import signal
+import sys
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from diffusion_jax import parallel, training
+from diffusion_jax.data import Dataset
+from diffusion_jax.files import PARTIAL
+from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals
+from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.models import load_config
+from diffusion_jax.training import Chunk, Length, Task, TrainState
+from diffusion_jax.training.averages import snapshot_steps
+from diffusion_jax.typing import require
+
+METRICS = "metrics.jsonl"
+
+
+class Keeping(NamedTuple):
+    """How a run is kept.
+
+    save_every: epochs between checkpoints, besides the one at the end; None is 4, or a tenth of
+    all epochs where that is more. keep: how many checkpoints to keep, the newest ones. on_nan:
+    "stop" at a step whose loss or gradient is not finite, or "skip" its update.
+    """
+
+    save_every: int | None = None
+    keep: int = 3
+    on_nan: str = "stop"
+
+
+DEFAULT = Keeping()
+
+
+class Run(NamedTuple):
+    """A run that is being trained; tell: called with each line that reports on it."""
+
+    folder: Path
+    task: Task
+    length: Length
+    devices: Sequence[jax.Device]
+    keeping: Keeping
+    tell: Callable[[str], object]
+
+    @property
+    def last(self) -> str:
+        """Where a run that ends now will continue."""
+        step = checkpoints.latest(self.folder)
+        place = f"{self.folder}/{checkpoints.STATE}/{step}"
+        return f"{place} is the last checkpoint" if step else "there is no checkpoint yet"
+
+    def saves(self) -> set[int]:
+        """Return the steps after which to save."""
+        epochs = self.length.epochs
+        every = self.keeping.save_every or max(4, epochs // 10)
+        ends = {self.length.end_of_epoch(epoch) for epoch in range(every, epochs, every)}
+        return ends | {self.length.steps}
+
+
+def checksum(config: Config) -> int:
+    """Return a number by which processes see whether they have the same settings and data."""
+    return zlib.crc32(json.dumps(config.to_dict()).encode())
+
+
+def check_folder(folder: Path, config: Config) -> None:
+    """Raise InputError unless folder can be written, and is new or a run of this configuration."""
+    new = not folder.exists() or (
+        folder.is_dir() and all(_is_of_a_start(path.name) for path in folder.iterdir())
+    )
+    for name in (checkpoints.STATE, checkpoints.AVERAGES, checkpoints.DAMAGED):
+        link = (folder / name).is_symlink()
+        require(not link, f"{folder / name} is a link: a run's own folders must be in it")
+    known = new or (folder / checkpoints.CONFIG).is_file()
+    require(known, f"run={str(folder)!r} exists and is not a run: name another folder")
+    differences = [] if new else load_config(folder).differences(config)
+    require(
+        not differences,
+        f"run={str(folder)!r} was started with another configuration: "
+        f"{'; '.join(differences)}. Name another folder with --run, or the old settings",
+    )
+    for place in (folder, folder / checkpoints.STATE):
+        locks.check_writable(place, "run")
+
+
+def _is_of_a_start(name: str) -> bool:
+    """Return whether training that was killed as it started leaves a file of this name."""
+    return name == locks.LOCK or (name.startswith(".") and name.endswith(PARTIAL))
+
+
+def train_run(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    devices: Sequence[jax.Device],
+    keeping: Keeping = DEFAULT,
+    tell: Callable[[str], object] = print,
+) -> None:
+    """Train a run to its end, from wherever it stands.
+
+    Raise InputError if it is being written by another process, if a loss is not finite, or if
+    every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
+    """
+    length = Length(len(dataset.images), config.batch_size, config.epochs)
+    if config.null_context:
+        dataset = dataset._replace(labels=0 * dataset.labels)
+    with ExitStack() as held:
+        with parallel.alike():
+            if parallel.is_first():
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locks.only_writer(folder))
+                checkpoints.write_config(folder, config.to_dict())
+        run = Run(folder, config.task(length), length, devices, keeping, tell)
+        state = _resume(run)
+        if int(state.step) == length.steps:
+            tell(f"{folder} is complete: {length.steps} steps")
+        else:
+            if parallel.is_first():
+                environment.record(folder, environment.describe(sys.argv, devices))
+            _train(run, dataset, state)
+        losses = [record["loss"] for record in metrics.read(folder / METRICS)]
+        if skipped := losses.count(None):
+            tell(f"{skipped} of {len(losses)} steps were skipped: loss or gradient not finite")
+        require(
+            not losses or skipped < len(losses),
+            f"run={str(folder)!r} has learned nothing: every step was skipped. Try a lower "
+            "learning rate or optimizer=adam:clip=1, in another folder",
+        )
+
+
+def _resume(run: Run) -> TrainState:
+    """Return the state of the newest sound checkpoint, or a new one; put the metrics back too."""
+    step = -1
+    with parallel.alike():
+        if parallel.is_first():
+            found = checkpoints.newest(run.folder)
+            checkpoints.set_aside(run.folder, found)
+            copy = None if found is None else run.folder / checkpoints.STATE / str(found) / METRICS
+            metrics.restore(run.folder / METRICS, copy)
+            step = step if found is None else found
+    step = parallel.agree(step)
+    state = training.init(run.task)
+    if step < 0:
+        return state
+    shapes = checkpoints.template(state, parallel.replicate(0, run.devices).sharding)
+    stored = shapes.without_model()
+    items = checkpoints.restore(run.folder, step, model=shapes.ema, training=stored)
+    run.tell(f"continuing from step {step}")
+    return TrainState(**items["training"])._replace(ema=items["model"])
+
+
+def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
+    """Take the remaining steps, and save where the run says so or a signal asks for the end."""
+    saves, steps = run.saves(), run.length.steps
+    snapshots = snapshot_steps(steps, run.task.average.snapshots)
+    begin, first = time.perf_counter(), parallel.is_first()
+    bar = tqdm(total=steps, initial=int(state.step), unit="step", disable=not first)
+    with signals.on_signals() as request, bar:
+        bar.set_description("training")
+        bar.set_postfix_str("compiling")
+        data, stops = (dataset.images, dataset.labels), saves | snapshots
+        for chunk in training.fit(run.task, run.length, *data, state, run.devices, stops=stops):
+            step, count = int(chunk.state.step), len(chunk.losses)
+            _log(run, chunk, step, bar)
+            if step in snapshots and count:  # before a checkpoint that follows it
+                checkpoints.save_averages(run.folder, step, chunk.state.averages)
+            asked = parallel.largest(request.by or 0)
+            if count and (step in saves or asked):
+                _save(run, chunk.state, step)
+            if asked:
+                bar.close()
+                if first:
+                    print(f"{signal.Signals(asked).name}: {run.last}", file=sys.stderr)
+                sys.exit(128 + asked)
+    run.tell(f"{steps} steps in {time.perf_counter() - begin:.0f} s")
+
+
+def _save(run: Run, state: TrainState, step: int) -> None:
+    """Write a checkpoint. Raise OSError naming the last one if it fails."""
+    stored, files = state.without_model(), [run.folder / METRICS]
+    try:
+        checkpoints.save(run.folder, step, state.ema, stored, files=files, keep=run.keeping.keep)
+    except OSError as error:
+        message = f"{error.strerror}; {run.last}"
+        raise OSError(error.errno, message, error.filename) from error
+
+
+def _log(run: Run, chunk: Chunk, step: int, bar: tqdm) -> None:
+    """Append each step's scalars to the metrics, null where not finite; show the mean loss.
+
+    Raise InputError at a loss or gradient that is not finite, unless such steps are skipped.
+    """
+    count, length = len(chunk.losses), run.length
+    if not count:
+        bar.set_postfix_str(f"compiled in {chunk.seconds:.1f} s", refresh=sys.stderr.isatty())
+        return
+    before, finite = step - count, np.isfinite(chunk.losses)
+    require(
+        run.keeping.on_nan != "stop" or finite.all(),
+        f"the loss or its gradient is not finite in step {before + 1 + int(np.argmin(finite))}: "
+        f"try a lower learning rate, --optimizer=adam:clip=1 or --on_nan=skip; {run.last}",
+    )
+    if parallel.is_first():
+        records = [
+            {"step": at + 1, "epoch": at * length.batch_size // length.n_images}
+            | {k: float(v[i]) if np.isfinite(v[i]) else None for k, v in chunk.scalars.items()}
+            for i, at in enumerate(range(before, step))
+        ]
+        metrics.append(run.folder / METRICS, records)
+    rate = count * length.batch_size / chunk.seconds
+    mean = np.mean(chunk.losses[finite]) if finite.any() else np.nan
+    bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s", refresh=False)
+    bar.update(count)
