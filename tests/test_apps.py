@@ -464,7 +464,7 @@ REFUSED = {
         ("--epochs=0",): r"epochs=0: it must be in 1\.\.1000000",
         ("--epochs=two",): r"--epochs=two: invalid literal",
         ("--epochs=1000000001",): r"epochs=1000000001: it must be in 1\.\.1000000",
-        ("--optimizer=adam:-1",): r"learning_rate=-1\.0: it must be above 1e-12",
+        ("--optimizer=adam:-1",): r"learning_rate=-1\.0: it must be above 0, and at least 1e-12",
         ("--augment=flips:classes=hero",): r"classes='hero' is unknown: choose from class0, class1",
         ("--null_context", "--keep_probability=0.5"): r"keep_probability: --null_context",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.",
