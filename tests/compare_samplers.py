@@ -249,7 +249,7 @@ def _multistep() -> list[Case]:
         cases.append(case)
     for order in (1, 2):
         options = {"solver_order": order, "algorithm_type": "sde-dpmsolver++"}
-        ours = tableau_of("dpmpp_sde", zero, order=order)
+        ours = tableau_of("dpmpp_2m_sde", zero, order=order)
         cases.append(Case(f"SDE-DPM-Solver++ {order}M", dpm, options, 25, ours))
     for order in (1, 2, 3):
         options, ours = {"solver_order": order}, tableau_of("deis", least, order=order)

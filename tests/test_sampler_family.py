@@ -20,7 +20,7 @@ STOCHASTIC = {
     "ddpm",
     "euler_ancestral",
     "dpm2_ancestral",
-    "dpmpp_sde",
+    "dpmpp_2m_sde",
     "sa_solver",
     "edm",
     "restart",
@@ -158,11 +158,11 @@ def test_euler_is_the_step_in_sigma_over_alpha() -> None:
         assert weights @ [0.3, 0.7, 0] == pytest.approx(grid.alpha[row + 1] * y, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_sde", "sa_solver"])
+@pytest.mark.parametrize("name", ["euler_ancestral", "dpmpp_2m_sde", "sa_solver"])
 def test_first_order_sdes_are_ddim_with_eta_1(name: str) -> None:
     options = {
         "euler_ancestral": {},
-        "dpmpp_sde": {"order": 1},
+        "dpmpp_2m_sde": {"order": 1},
         "sa_solver": {"order": 1, "corrector_order": 0},
     }[name]
     ours = samplers.build(name, SCHEDULE, 25, **options)
@@ -368,7 +368,7 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
         ("dpm_solver", 9, {"r1": 1.5}, "they must obey 0 < r1 < r2 < 1"),
         ("dpm_solver", 9, {"predict": "v"}, "predict='v': it must be x0 or eps"),
         ("unipc", 9, {"rule": "bh3"}, "rule='bh3': it must be exact, bh1 or bh2"),
-        ("dpmpp_sde", 9, {"eta": -1.0}, "it must be 0 or more"),
+        ("dpmpp_2m_sde", 9, {"eta": -1.0}, "it must be 0 or more"),
         ("dpm_solver_multistep", 9, {"eta": 1.0}, "noise needs predict='x0'"),
         ("euler_ancestral", 9, {"eta": 2.0}, r"eta=2.0: it must be in \[0, 1\]"),
         ("sa_solver", 9, {"tau": -0.5}, "tau=-0.5: it must be 0 or more"),

@@ -37,7 +37,7 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "dpm_solver_multistep": partial(dpm_multistep, predict="eps"),
     "dpmpp": partial(dpm_singlestep, predict="x0"),
     "dpmpp_multistep": dpm_multistep,
-    "dpmpp_sde": partial(dpm_multistep, eta=1.0),
+    "dpmpp_2m_sde": partial(dpm_multistep, eta=1.0),
     "deis": deis,
     "unipc": unipc,
     "sa_solver": sa_solver,
