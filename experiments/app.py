@@ -22,7 +22,7 @@ from diffusion_jax.diffusion.guidance import guide as parse_guidance
 from diffusion_jax.runs import load_model
 from diffusion_jax.runs.config import REGISTRIES, SUPPLIED, Config
 from diffusion_jax.runs.locks import check_writable
-from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers import FILES, SAMPLERS
 from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
 from experiments.terminal import outputs
@@ -35,7 +35,10 @@ LONGEST_NAME = 120  # the most characters of a file's or folder's name
 Shown = dict[str, tuple[spec.Registry, tuple[str, ...]]]
 CATALOGUES: dict[str, Shown] = {
     "config": {name: (registry, SUPPLIED.get(name, ())) for name, registry in REGISTRIES.items()},
-    "sampler": {"sampler": (SAMPLERS, ("schedule", "grid")), "grid": (GRIDS, ("schedule", "n"))},
+    "sampler": {
+        "sampler": (SAMPLERS | FILES, ("schedule", "grid")),
+        "grid": (GRIDS, ("schedule", "n")),
+    },
     "guidance": {"guidance": (GUIDANCES, ()), "threshold": (THRESHOLDS, ("x0",))},
 }
 FIELDS = {each.name: each.default for each in dataclasses.fields(Config) if each.metadata}

@@ -1,15 +1,17 @@
 """Convert a run to a sampler file, to or from PyTorch weights, or to another average of weights.
 
   python -m experiments.convert --from=checkpoints/demo --to=demo.sampler --sampler=ddim:25
+  python -m experiments.convert --from=checkpoints/demo --to=mine.json --sampler=unipc:10
   python -m experiments.convert --from=checkpoints/demo --to=demo.safetensors
   python -m experiments.convert --from=context_model_31.pth --to=checkpoints/published
   python -m experiments.convert --from=checkpoints/demo --to=checkpoints/wider --sigma_rel=0.15
 
 The names decide the direction. A .pth, .pt or .safetensors file holds the weights of the course's
-network. A .sampler file holds a model and a sampler, and samples without this library. All other
-names are run folders. Weights become a run with the forward process that --schedule and
---prediction describe. --sigma_rel needs a run that was trained with snapshots, such as
---ema=power:snapshots=16 (Karras et al. 2023, arXiv:2312.02696).
+network. A .sampler file holds a model and a sampler, and samples without this library. A .json file
+holds the numbers of a sampler for the run's schedule. All other names are run folders. Weights
+become a run with the forward process that --schedule and --prediction describe. --sigma_rel needs a
+run that was trained with snapshots, such as --ema=power:snapshots=16 (Karras et al. 2023,
+arXiv:2312.02696).
 """
 
 from pathlib import Path
@@ -21,6 +23,7 @@ from diffusion_jax.data import default_class_names
 from diffusion_jax.networks import torch_weights, variable_shapes
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.runs import check_new, load_config, load_model, reconstruct, save_model
+from diffusion_jax.samplers import interchange
 from diffusion_jax.sampling import exporting
 from diffusion_jax.typing import require
 from experiments import app
@@ -31,7 +34,9 @@ SUFFIX = ".sampler"
 app.define_config()
 app.define_sampler("ddim:25")
 flags.DEFINE_string("from", None, "a run folder, or a .pth, .pt or .safetensors file")
-flags.DEFINE_string("to", None, "the new run folder, .pth, .pt, .safetensors or .sampler file")
+flags.DEFINE_string(
+    "to", None, "the new run folder, .pth, .pt, .safetensors, .sampler or .json file"
+)
 flags.DEFINE_integer("step", None, "the checkpoint of the run folder; by default the newest")
 flags.DEFINE_float("sigma_rel", None, "the width of the average as a part of the run, up to 0.28")
 flags.DEFINE_boolean("scale", False, ".sampler: take the scale of guidance as a third argument")
@@ -55,6 +60,8 @@ def main(args: Args) -> None:
         convert = to_torch
     elif target.suffix == SUFFIX:
         convert = to_sampler
+    elif target.suffix == ".json":
+        convert = to_table
     else:
         convert = to_average
     convert(args, source, target)
@@ -105,6 +112,17 @@ def to_sampler(args: Args, source: Path, target: Path) -> None:
     exporting.write_sampler(target, sampler)
     arguments = "seed, context, scale" if args.scale else "seed, context"
     print(f"a function of ({arguments}) on {', '.join(names)}")
+
+
+def to_table(args: Args, source: Path, target: Path) -> None:
+    """Write a sampler for a run's schedule as a JSON file."""
+    text = args.sampler
+    args.refuse_unread("the conversion to a .json file")
+    require(not target.exists(), f"to={str(target)!r} exists: name a new file")
+    config = load_config(source)
+    schedule = config.build_schedule()
+    tableau = samplers.build(text, schedule)
+    interchange.write(target, tableau, str(samplers.parse(text, schedule)), config.schedule)
 
 
 def to_average(args: Args, source: Path, target: Path) -> None:

@@ -78,6 +78,7 @@ def choose_sampler(args: Args, edit: str, config: Config) -> Spec:
         grid = "uniform_logsnr" if np.isfinite(schedule.ratio[-1]) else "trailing"
         text = f"ddim:{min(100, schedule.steps)}:grid={grid}"
     found = samplers.parse(text, schedule)
+    require("steps" in found.options, f"sampler={text}: edits start within a grid: name a sampler")
     only = found.name == "ddim" and not found.options.keys() - {"steps", "grid"}
     require(
         edit == "sdedit" or only,

@@ -398,7 +398,7 @@ def test_options_of_the_grid_and_grids_that_are_given() -> None:
     assert np.array_equal(steep.t, samplers.heun(SCHEDULE, grids.karras(SCHEDULE, 5, rho=3.0)).t)
     grid = grids.at(SCHEDULE, np.array([900.0, 400.0, 0.0]))
     assert samplers.build("ddim", SCHEDULE, 2, grid).t.tolist() == [900, 400]
-    with pytest.raises(InputError, match="steps=3: the grid that is given has 2"):
+    with pytest.raises(InputError, match="steps=3: the grid given has 2"):
         samplers.build("ddim", SCHEDULE, 3, grid)
     upwards = grids.Grid(*(column[::-1] for column in grid))
     with pytest.raises(InputError, match="must fall strictly"):

@@ -217,7 +217,7 @@ def test_check_names_the_part_that_is_wrong() -> None:
     broken[2] = np.nan
     with pytest.raises(ValueError, match=r"mix is not finite in rows \[2\]"):
         check(good._replace(mix=broken))
-    with pytest.raises(ValueError, match="alpha has 3 rows where mix has 4"):
+    with pytest.raises(ValueError, match=r"alpha has shape \(3,\) where mix has 4 rows"):
         check(good._replace(alpha=good.alpha[:3]))
     with pytest.raises(ValueError, match="mix has shape"):
         check(good._replace(mix=good.mix[:, :, :3]))

@@ -9,6 +9,7 @@ from diffusion_jax import spec
 from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.grids import GRIDS, Grid, check, trailing
 from diffusion_jax.diffusion.schedules import NoiseSchedule
+from diffusion_jax.samplers import interchange
 from diffusion_jax.samplers.adams import lms, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
@@ -45,7 +46,7 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "restart": restart,
     "consistency": consistency,
 }
-
+FILES: dict[str, Callable[..., Tableau]] = {"file": interchange.file}  # with levels of their own
 
 STEPS = {"ddpm": 500, "sa_solver": 10}  # the default numbers of steps that are not 25
 
@@ -59,9 +60,15 @@ def on_grid(
 def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
     """Return the spec of a sampler and its grid, such as "unipc:10:order=3:grid=karras:rho=5".
 
-    If a schedule is given and the text has no number of steps, the default number is filled in.
-    Raise InputError as spec.parse does.
+    If a schedule is given and the text has no number of steps, the default number is filled in. So
+    is the digest of a file. Raise InputError as spec.parse does.
     """
+    if text.partition(":")[0] in FILES:
+        chosen = spec.parse(text, FILES, "sampler", ("schedule",))
+        if schedule is not None:
+            found = interchange.digest_of(chosen.bind()(schedule))
+            chosen.options["digest"] = found[:12]
+        return chosen
     chosen = spec.parse(text, SAMPLERS, "sampler", ("schedule", "grid", "n"), on_grid)
     if schedule is not None and chosen.options.get("steps") is None:
         chosen.options["steps"] = min(STEPS.get(chosen.name, 25), schedule.steps)
@@ -70,7 +77,7 @@ def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
 
 def split(texts: str) -> list[str]:
     """Split a list such as "ddpm:500,ddim:25" at each comma before the name of a sampler."""
-    return re.split(rf",\s*(?=(?:{'|'.join(SAMPLERS)})(?:[:,]|$))", texts)
+    return re.split(rf",\s*(?=(?:{'|'.join(SAMPLERS | FILES)})(?:[:,]|$))", texts)
 
 
 def build(
@@ -87,15 +94,20 @@ def build(
     """
     chosen = parse(sampler, schedule) if isinstance(sampler, str) else sampler
     own = {**chosen.options, **options}
-    in_text, n = own.pop("grid", None), own.pop("steps")
+    in_text, n = own.pop("grid", None), own.pop("steps", None)
     spec.check(chosen.component, own, chosen.name, ("schedule", "grid"))
     n = n if steps is None else steps
-    if isinstance(grid, str):
-        grid = grids.build(grid, schedule, n)
-    elif grid is None:
-        grid = (in_text.bind() if in_text else trailing)(schedule, n)
-    require(steps in (None, grid.steps), f"steps={steps}: the grid that is given has {grid.steps}")
-    tableau = chosen.component(schedule, check(grid), **own)
+    if chosen.name in FILES:
+        given = f"steps={steps}, grid={grid}: a file has levels of its own: leave them out"
+        require(steps is None and grid is None, given)
+        tableau = chosen.component(schedule, **own)
+    else:
+        if isinstance(grid, str):
+            grid = grids.build(grid, schedule, n)
+        elif grid is None:
+            grid = (in_text.bind() if in_text else trailing)(schedule, n)
+        require(steps in (None, grid.steps), f"steps={steps}: the grid given has {grid.steps}")
+        tableau = chosen.component(schedule, check(grid), **own)
     warn_if_unstable(tableau, chosen.name)
     return tableau
 
@@ -103,13 +115,13 @@ def build(
 def spread(text: str, schedule: NoiseSchedule, budgets: Sequence[int]) -> list[Spec]:
     """Return specs of a sampler: for each budget, the one with the most steps that it allows.
 
-    If the text gives the number of steps, return only its own spec. budgets: numbers of network
-    evaluations; a budget that is too small for any number of steps is skipped. Raise InputError as
-    build does.
+    If the text gives the number of steps or a file, return only its own spec. budgets: numbers of
+    network evaluations; a budget that is too small for any number of steps is skipped. Raise
+    InputError as build does.
     """
     chosen = parse(text)
-    if chosen.options.get("steps") is not None:
-        return [chosen]
+    if chosen.name in FILES or chosen.options.get("steps") is not None:
+        return [parse(text, schedule)]
     found = []
     for budget in budgets:
         for steps in range(min(budget, schedule.steps), 0, -1):

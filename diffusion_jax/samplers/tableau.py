@@ -57,8 +57,8 @@ def check(tableau: Tableau) -> Tableau:
     if rows < 1 or outputs < 1 or inputs != outputs + 3:
         raise ValueError(f"mix has shape {tableau.mix.shape}: it must be (R, 1 + K, 4 + K), R >= 1")
     for name, column in tableau._asdict().items():
-        if len(column) != rows:
-            raise ValueError(f"{name} has {len(column)} rows where mix has {rows}")
+        if column.shape[:1] != (rows,) or (name != "mix" and column.ndim != 1):
+            raise ValueError(f"{name} has shape {column.shape} where mix has {rows} rows")
         bad = ~np.isfinite(column).reshape(rows, -1).all(1)
         if bad.any():
             raise ValueError(f"{name} is not finite in rows {np.flatnonzero(bad)}")

@@ -109,8 +109,9 @@ def sample(
 
 def _numbers(tableau: Tableau, start: Start, rows: int, frames: Sequence[int] | None) -> tuple:
     """Return the tableau and the other arguments of the loop, in the types of the program."""
+    registers = max(REGISTERS, tableau.registers)
     return (
-        to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, REGISTERS)),
+        to_float32(pad(tableau, tableau.rows + -tableau.rows % ROWS, registers)),
         np.array([start.signal, start.noise], np.float32),
         np.int32(rows),
         None if frames is None else np.asarray(frames, np.int32),
