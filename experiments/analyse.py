@@ -2,10 +2,12 @@
 
   python -m experiments.analyse --samplers=ddim,heun,unipc:order=3 --steps=5,10,20,40
   python -m experiments.analyse --samplers=ddim --schedule=flow --grid=trailing
+  python -m experiments.analyse --identify --steps=10
 
 The data are independent Gaussian coordinates, so the exact denoiser and the distribution of every
 sampler's images are known. By default the runs end at the schedule's first step, because the step
-to clean data is of order 1 in every method.
+to clean data is of order 1 in every method. --identify prints which samplers are the same map; by
+default it compares those in docs/samplers.md, on the grid trailing.
 """
 
 import io
@@ -18,16 +20,20 @@ from matplotlib.figure import Figure
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.schedules import NoiseSchedule
+from diffusion_jax.evaluation import identity
 from diffusion_jax.files import write_atomically
 from diffusion_jax.runs.locks import check_writable
-from diffusion_jax.samplers import analysis
+from diffusion_jax.samplers import SAMPLERS, analysis
 from diffusion_jax.samplers.analysis import Gaussian
 from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, numbers
 
 flags.DEFINE_integer("cpu_devices", 1, "CPU cores that count as devices")
-flags.DEFINE_string("samplers", "ddim,heun,dpmpp_multistep,unipc", "samplers, without their steps")
+flags.DEFINE_string(
+    "samplers", None, "samplers, without their steps; by default ddim,heun,dpmpp_multistep,unipc"
+)
+flags.DEFINE_boolean("identify", False, "print which samplers are the same map")
 app.SHOWN.update(app.CATALOGUES["sampler"])
 flags.DEFINE_list("steps", ["5", "10", "20", "40", "80"], "numbers of steps, ascending")
 flags.DEFINE_string("schedule", "course", "the noise schedule")
@@ -44,14 +50,18 @@ flags.DEFINE_string("out", "analysis.png", "the picture's file, a .png")
 
 
 def main(args: Args) -> None:
-    """Print a table and draw a picture."""
+    """Print a table and draw a picture, or print which samplers are the same."""
+    schedule = schedules.build(args.schedule)
+    steps = numbers("steps", args.steps, int)
+    require(steps == sorted(set(steps)), f"steps={args.steps}: they must ascend")
+    if args.identify:
+        identify(args.samplers, schedule, args.grid or "trailing", steps)
+        args.refuse_unread("--identify")
+        return
     out = Path(args.out)
     fits = out.suffix == ".png" and not out.is_dir()
     require(fits, f"out={args.out!r}: it must be a file that ends in .png")
     check_writable(out.parent, "out")
-    schedule = schedules.build(args.schedule)
-    steps = numbers("steps", args.steps, int)
-    require(steps == sorted(set(steps)), f"steps={args.steps}: they must ascend")
     mean = np.array(numbers("mean", args.mean))
     deviation = np.array(numbers("deviation", args.deviation))
     finite = np.all(np.isfinite([*mean, *deviation]))
@@ -62,7 +72,7 @@ def main(args: Args) -> None:
     )
     print(f"{'sampler':22} {'order':>6}  error (network evaluations)")
     curves = {}
-    for text in samplers.split(args.samplers):
+    for text in samplers.split(args.samplers or "ddim,heun,dpmpp_multistep,unipc"):
         data = Gaussian(mean, deviation**2)
         calls, errors = errors_of(text, schedule, grid, steps, data)
         order = f"{analysis.fit_order(calls[-3:], errors[-3:]):.2f}" if len(steps) > 1 else ""
@@ -70,6 +80,21 @@ def main(args: Args) -> None:
         print(f"{text:22} {order:>6}  " + "  ".join(f"{e:.2e} ({n})" for e, n in pairs))
         curves[text] = (calls, errors)
     draw(curves, out)
+
+
+def identify(texts: str | None, schedule: NoiseSchedule, grid: str, steps: list[int]) -> None:
+    """Print the groups of samplers that are the same map, each with its numbers of steps."""
+    documented = [text for _, same in identity.EQUAL for text in same.split()]
+    names = samplers.split(texts) if texts else [*dict.fromkeys([*SAMPLERS, *documented])]
+    found: dict[tuple[str, ...], list[int]] = {}
+    for n in steps:
+        groups = identity.group({name: samplers.build(name, schedule, n, grid) for name in names})
+        print(f"{n} steps, grid {grid}: {len(names)} samplers are {len(groups)} maps")
+        for members in groups:
+            found.setdefault(tuple(members), []).append(n)
+    for same, where in found.items():
+        if len(same) > 1:
+            print(f"at {', '.join(map(str, where))}: {' = '.join(same)}")
 
 
 def errors_of(

@@ -28,7 +28,7 @@ from diffusion_jax.samplers import Tableau, analysis, coefficients
 from diffusion_jax.samplers.multistep import multistep, step_orders
 from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
 from diffusion_jax.typing import Level, Prediction
-from tests import test_sampler_orders
+from tests import test_identity, test_sampler_orders
 
 T = 1000
 SHAPE = (3, 4, 4, 2)
@@ -443,7 +443,8 @@ CASES = {case.label: case for case in _cases()}
 
 def document() -> str:
     """Return the Markdown of docs/samplers.md."""
-    lines = [INTRODUCTION, *orders(), "", *differences()]
+    same = [SAME, "", *test_identity.lines(), ""]
+    lines = [INTRODUCTION, *orders(), "", *same, *differences()]
     return "\n".join(lines)
 
 
@@ -487,6 +488,13 @@ ORDERS = """## Orders of convergence
 
 On two Gaussians on a line, with their exact denoiser, in float64: minus the slope of the error in
 the number of steps ({steps}), from sigma / alpha = 4 to 0.2."""
+SAME = """## Samplers that are the same map
+
+Samplers are the same map if their samples have the same distribution for every network: eps is
+eliminated by x = alpha x0 + sigma eps, registers are unrolled, and noise is compared by its
+covariance. `python -m experiments.analyse --identify --steps=10` finds such samplers, on any
+schedule and grid; the tests assert this table. Orders of 2 and 3 need as many steps. One exception:
+`ddpm:500` on the schedule `course`, whose beta of step 1 is not the one that its alphas have."""
 DIFFERENCES = """## Whole runs against diffusers {version}
 
 The same betas, levels, network, initial state and noise; ours in single precision by the compiled
