@@ -25,7 +25,7 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.guidance import network_denoiser
 from diffusion_jax.diffusion.predictions import build
 from diffusion_jax.samplers import Tableau, analysis, coefficients
-from diffusion_jax.samplers.multistep import multistep, step_orders
+from diffusion_jax.samplers.multistep import exponential_multistep, step_orders
 from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
 from diffusion_jax.typing import Level, Prediction
 from tests import test_identity, test_sampler_orders
@@ -334,7 +334,7 @@ def unipc_to_zero(grid: Callable[[Any], Grid], order: int, rule: str, scheduler:
     """Return UniPC with orders lowered as in diffusers, which counts the step to clean data."""
     levels = grid(scheduler)
     orders = np.minimum(step_orders(levels, order, False), np.arange(levels.steps, 0, -1))
-    return multistep(levels, "x0", orders, orders, rule=rule)
+    return exponential_multistep(levels, "x0", orders, orders, rule=rule)
 
 
 def with_all_noise(ours: Callable[[Any], Tableau]) -> Callable[[Any], Tableau]:

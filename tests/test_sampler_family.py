@@ -15,12 +15,18 @@ from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
-CALLS = {"heun": 2, "dpm2": 2, "dpm2_ancestral": 2, "dpm_solver": 2, "dpmpp": 2, "edm": 2}
+TWO_CALLS = {"heun", "dpm2", "dpm2_ancestral", "dpm_solver", "dpmpp", "edm"}
+TWO_CALLS |= {"dpmpp_2s_ancestral", "dpmpp_sde", "seeds"}
 STOCHASTIC = {
     "ddpm",
     "euler_ancestral",
     "dpm2_ancestral",
     "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "seeds",
+    "er_sde",
     "sa_solver",
     "edm",
     "restart",
@@ -60,7 +66,7 @@ def test_network_evaluations(name: str) -> None:
         if name == "restart":
             assert tableau.rows >= 2 * n - 1
         else:
-            calls = CALLS.get(name, 1)
+            calls = 1 + (name in TWO_CALLS)
             assert tableau.rows == calls * n - (calls - 1) + (name == "pndm")
 
 
@@ -80,7 +86,7 @@ def test_moments_on_gaussian_data(name: str, family: str) -> None:
         "flow": schedules.flow(1000),
     }[family]
     data = analysis.Gaussian(np.array([0.4, -0.8]), np.array([0.25, 1.5]))
-    grid = {"vp": "linspace", "ve": "karras", "flow": "trailing"}[family]
+    grid = {"vp": "uniform_logsnr", "ve": "karras", "flow": "trailing"}[family]
     if name == "consistency":  # it is exact only for the exact consistency function
         pytest.skip("its denoiser is a consistency function, not a posterior mean")
     few, many = (analysis.error(samplers.build(name, schedule, n, grid), data) for n in (10, 400))

@@ -12,14 +12,23 @@ from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import interchange
 from diffusion_jax.samplers.adams import lms, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
+from diffusion_jax.samplers.churn import edm, restart
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
-from diffusion_jax.samplers.exponential import deis, dpm_multistep, sa_solver, unipc
+from diffusion_jax.samplers.er_sde import er_sde
+from diffusion_jax.samplers.exponential import (
+    deis,
+    dpm_multistep,
+    dpmpp_3m_sde,
+    sa_solver,
+    unipc,
+)
+from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
 from diffusion_jax.samplers.solve import row_noise as row_noise
 from diffusion_jax.samplers.solve import sample_keys as sample_keys
 from diffusion_jax.samplers.solve import solve as solve
-from diffusion_jax.samplers.stages import dpm2, dpm_singlestep, edm, heun, restart
+from diffusion_jax.samplers.stages import dpm2, heun
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.spec import Spec
 from diffusion_jax.typing import require
@@ -39,9 +48,14 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "dpmpp": partial(dpm_singlestep, predict="x0"),
     "dpmpp_multistep": dpm_multistep,
     "dpmpp_2m_sde": partial(dpm_multistep, eta=1.0),
+    "dpmpp_3m_sde": dpmpp_3m_sde,
+    "dpmpp_2s_ancestral": partial(dpm_singlestep, predict="x0", eta=1.0),
+    "dpmpp_sde": dpmpp_sde,
+    "seeds": seeds,
     "deis": deis,
     "unipc": unipc,
     "sa_solver": sa_solver,
+    "er_sde": er_sde,
     "edm": edm,
     "restart": restart,
     "consistency": consistency,
@@ -95,6 +109,7 @@ def build(
     chosen = parse(sampler, schedule) if isinstance(sampler, str) else sampler
     own = {**chosen.options, **options}
     in_text, n = own.pop("grid", None), own.pop("steps", None)
+    own = {key: part.bind() if isinstance(part, Spec) else part for key, part in own.items()}
     spec.check(chosen.component, own, chosen.name, ("schedule", "grid"))
     n = n if steps is None else steps
     if chosen.name in FILES:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers.multistep import multistep, resolve_order, step_orders
+from diffusion_jax.samplers.multistep import exponential_multistep, resolve_order, step_orders
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.typing import require
 
@@ -37,7 +37,19 @@ def dpm_multistep(
     """
     order = resolve_order(order, 2, 3, grid)
     lower = grid.steps < 10 if lower_order_final is None else lower_order_final
-    return multistep(grid, predict, step_orders(grid, order, lower), eta=eta, rule=rule)
+    return exponential_multistep(grid, predict, step_orders(grid, order, lower), eta=eta, rule=rule)
+
+
+def dpmpp_3m_sde(
+    schedule: NoiseSchedule, grid: Grid, order: int | None = None, eta: float = 1.0
+) -> Tableau:
+    """k-diffusion's DPM-Solver++(3M) SDE; order 1 to 3, 3 by default.
+
+    The differences are integrated exactly. k-diffusion weights the second one as if it were half of
+    the derivative, which lowers the order for eta 0 from 3 to 2.
+    """
+    orders = step_orders(grid, resolve_order(order, 3, 3, grid), False)
+    return exponential_multistep(grid, "x0", orders, eta=eta)
 
 
 def deis(
@@ -50,7 +62,7 @@ def deis(
     rhoAB, which extrapolates in sigma / alpha, is lms; tAB is not implemented.
     """
     order = resolve_order(order, 3, 3, grid)
-    return multistep(grid, "eps", step_orders(grid, order, lower_order_final))
+    return exponential_multistep(grid, "eps", step_orders(grid, order, lower_order_final))
 
 
 def unipc(
@@ -70,7 +82,7 @@ def unipc(
     rule: B(h), "bh1" or "bh2". order: 2 by default.
     """
     orders = step_orders(grid, resolve_order(order, 2, 3, grid), lower_order_final)
-    return multistep(grid, predict, orders, orders * corrector, rule=rule)
+    return exponential_multistep(grid, predict, orders, orders * corrector, rule=rule)
 
 
 def sa_solver(
@@ -84,6 +96,7 @@ def sa_solver(
     rule: str = "bh1",
     largest: float = 1.0,
     lower_order_final: bool = True,
+    pece: bool = False,
 ) -> Tableau:
     """SA-Solver: Xue et al. 2023, arXiv:2309.05019, algorithm 1: stochastic Adams methods in x0.
 
@@ -94,6 +107,7 @@ def sa_solver(
     or 0 for no corrector; 2 by default. The corrector keeps the noise of its predictor.
     rule: see exponential_weights.
     lower_order_final: as above, but the step to clean data counts, as in the authors' code.
+    pece: whether each corrected state is evaluated again, which doubles the calls.
 
     The authors' rule, "bh1", overshoots in large steps that end where sigma / alpha < 0.3. There, a
     step of log(alpha / sigma) above `largest` is UniPC's: it has tau 0 and the rule "bh2". It has
@@ -119,4 +133,6 @@ def sa_solver(
     orders = np.where(large & (h > 2 * before), 1, orders)
     place = grid.t[1:] / schedule.steps
     eta = tau**2 * ((tau_from <= place) & (place <= tau_to) & ~large)
-    return multistep(grid, "x0", orders, corrector, eta, np.where(bounded, "bh2", rule))
+    return exponential_multistep(
+        grid, "x0", orders, corrector, eta, np.where(bounded, "bh2", rule), pece
+    )

@@ -1,15 +1,15 @@
-"""One formula for exponential multistep methods: DPM-Solver(++), DEIS, UniPC and SA-Solver.
+"""One formula for multistep methods: DPM-Solver(++), DEIS, UniPC, SA-Solver and ER-SDE-Solver.
 
-In the notation of coefficients.py, a step i -> j is
+A step i -> j is
 
-    x_j = alpha_j x0 + sigma_j d eps + scale sum_k c_k (f_k - f_0) + sigma_j sqrt(1 - d^2) xi
+    x_j = alpha_j x0 + sigma_j d eps + sum_k w_k (f_k - f_0) + sigma_j sqrt(1 - d^2) xi
 
-where d = exp(-eta h), f is x0 or eps, and f_k is the prediction of k steps before. When f is known
-at the end of the step, a corrector replaces x_j: it uses the same formula with that f among the
-f_k.
+where f is x0 or eps, and f_k is the prediction of k steps before. When f is known at the end of the
+step, a corrector replaces x_j: it uses the same formula with that f among the f_k. In exponential
+methods, d = exp(-eta h) and w = scale c, in the notation of coefficients.py.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -20,20 +20,18 @@ from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.typing import require
 
 
-def multistep(
+def exponential_multistep(
     grid: Grid,
     predict: str,
     predictor: ndarray,
     corrector: ndarray | None = None,
     eta: float | ndarray = 0.0,
     rule: str | ndarray = "exact",
+    pece: bool = False,
 ) -> Tableau:
-    """Return a tableau in which each row corrects the step that it completes and predicts the next.
+    """Return the tableau of an exponential multistep method; see `multistep`.
 
-    predictor, corrector: the order of each step; 0 leaves a step uncorrected. Steps at infinite
-    log-SNR cannot be corrected; neither can the last step, because no evaluation follows it.
     eta, rule: one for all steps, or one for each; for rule, see exponential_weights.
-    predict: f, "x0" or "eps".
     """
     require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
     known_rules = np.isin(rule, ("exact", "bh1", "bh2")).all()
@@ -42,55 +40,66 @@ def multistep(
     eta = np.broadcast_to(np.asarray(eta, np.float64), predictor.shape)
     require(np.all((eta >= 0) & (eta < np.inf)), f"eta={eta}: it must be 0 or more")
     require(predict == "x0" or not np.any(eta), f"eta={eta}: noise needs predict='x0'")
+    place = grid.half_log_snr
+
+    def weigh(step: int, at: list[int]) -> ndarray:
+        h = place[step + 1] - place[step]
+        scale, kappa = grid.sigma[step + 1], -h
+        if predict == "x0":
+            scale, kappa = grid.alpha[step + 1], (1 + eta[step]) * h
+        return scale * exponential_weights(kappa, (place[at] - place[step]) / h, rule[step])
+
+    decay = (grid.ratio[1:] / grid.ratio[:-1]) ** eta
+    return multistep(grid, predict, decay, weigh, predictor, corrector, pece)
+
+
+def multistep(
+    grid: Grid,
+    predict: str,
+    decay: ndarray,
+    weigh: Callable[[int, list[int]], ndarray],
+    predictor: ndarray,
+    corrector: ndarray | None = None,
+    pece: bool = False,
+) -> Tableau:
+    """Return a tableau in which each row corrects the step that it completes and predicts the next.
+
+    predict: f, "x0" or "eps". decay: the d of each step.
+    weigh(step, at): the w of a step, for the f_k at the levels grid[at].
+    predictor, corrector: the order of each step; 0 leaves a step uncorrected. Steps at infinite
+    log-SNR cannot be corrected; neither can the last step, because no evaluation follows it.
+    pece: whether the corrected state is evaluated again, in a row of its own.
+    """
     followed = np.isfinite(grid.half_log_snr[:-1]) & (np.arange(grid.steps, 0, -1) > 1)
     corrector = followed * (0 if corrector is None else corrector)
     held = np.where(corrector > 0, np.maximum(predictor, corrector), predictor - 1)
     s = symbols(int(held.max()))
     known = [getattr(s, predict), *s.z]
-    history = partial(_weighted_differences, grid, predict, eta, rule)
-    decay = (grid.ratio[1:] / grid.ratio[:-1]) ** eta  # exp(-eta h)
+
+    def differences(
+        step: int, order: int | np.integer, f: list[ndarray], end: list[ndarray]
+    ) -> ndarray:
+        at, others = [*range(step - 1, step - order, -1)], f[1:order]
+        at, others = [step + 1] * len(end) + at, end + others
+        return weigh(step, at) @ (np.stack(others) - f[0]) if at else 0 * f[0]
+
     carried = grid.sigma if predict == "x0" else grid.alpha
-    rows = []
+    rows: list[Row] = []
     for step, level in enumerate(grid.levels[:-1]):
         sigma, kept = grid.sigma[step + 1], decay[step]
         x_next = grid.alpha[step + 1] * s.x0 + sigma * kept * s.eps
-        x_next = x_next + history(step, predictor[step], known)
+        x_next = x_next + differences(step, predictor[step], known, [])
         x_next = x_next + sigma * np.sqrt(1 - kept**2) * s.xi
         if step and corrector[step - 1]:
-            correction = history(step - 1, corrector[step - 1], known[1:], known[0])
-            correction = correction - history(step - 1, predictor[step - 1], known[1:])
-            x_next = x_next + carried[step + 1] / carried[step] * kept * correction
+            correction = differences(step - 1, corrector[step - 1], known[1:], known[:1])
+            correction = correction - differences(step - 1, predictor[step - 1], known[1:], [])
+            if pece:
+                rows[-1] = rows[-1]._replace(ends_step=False)
+                rows.append(Row(level, [s.x + correction, *s.z]))
+            else:
+                x_next = x_next + carried[step + 1] / carried[step] * kept * correction
         rows.append(Row(level, [x_next, *known[: len(s.z)]]))
     return tabulate(rows)
-
-
-def _weighted_differences(
-    grid: Grid,
-    predict: str,
-    eta: ndarray,
-    rule: ndarray,
-    step: int,
-    order: int | np.integer,
-    f: list[ndarray],
-    end: ndarray | None = None,
-) -> ndarray:
-    """Return scale sum_k c_k (f_k - f_0) of f_0 .. f_{order-1}.
-
-    end: f at the end of the step, which is then included.
-    """
-    at, others = list(range(step - 1, step - int(order), -1)), f[1:order]
-    if end is not None:
-        at, others = [step + 1, *at], [end, *others]
-    if not at:
-        return 0 * f[0]
-    h = grid.half_log_snr[step + 1] - grid.half_log_snr[step]
-    scale, kappa = grid.sigma[step + 1], -h
-    if predict == "x0":
-        scale, kappa = grid.alpha[step + 1], (1 + eta[step]) * h
-    weights = exponential_weights(
-        kappa, (grid.half_log_snr[at] - grid.half_log_snr[step]) / h, rule[step]
-    )
-    return scale * (weights @ (np.stack(others) - f[0]))
 
 
 def resolve_order(order: int | None, default: int, most: int, grid: Grid) -> int:
