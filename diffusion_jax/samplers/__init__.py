@@ -12,7 +12,6 @@ from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import interchange
 from diffusion_jax.samplers.adams import lms, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
-from diffusion_jax.samplers.churn import edm, restart
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
@@ -28,7 +27,7 @@ from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
 from diffusion_jax.samplers.solve import row_noise as row_noise
 from diffusion_jax.samplers.solve import sample_keys as sample_keys
 from diffusion_jax.samplers.solve import solve as solve
-from diffusion_jax.samplers.stages import dpm2, heun
+from diffusion_jax.samplers.stages import edm, heun, restart
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.spec import Spec
 from diffusion_jax.typing import require
@@ -39,8 +38,8 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "euler": euler,
     "euler_ancestral": partial(ddim, eta=1.0),
     "heun": heun,
-    "dpm2": dpm2,
-    "dpm2_ancestral": partial(dpm2, eta=1.0),
+    "dpm2": dpm_singlestep,
+    "dpm2_ancestral": partial(dpm_singlestep, eta=1.0),
     "lms": lms,
     "pndm": pndm,
     "dpm_solver": dpm_singlestep,

@@ -34,12 +34,13 @@ def dpm_singlestep(
 ) -> Tableau:
     """DPM-Solver, single-step: Lu et al. 2022, arXiv:2206.00927, algorithms 1 and 2.
 
-    predict: "eps"; or "x0", which in order 2 is DPM-Solver++(2S) (arXiv:2211.01095, algorithm 1).
+    predict: "eps", which in order 2 is also k-diffusion's DPM2; or "x0", which in order 2 is
+    DPM-Solver++(2S) (arXiv:2211.01095, algorithm 1).
     order: number of calls per step, 1 to 3, at log(alpha / sigma) = l_i, l_i + r1 h and l_i + r2 h.
     r1: by default, 1/2 in order 2 and 1/3 in order 3.
     rule: how a stage of order 2 weights its difference, as in dpm_multistep; by default, as
     published, "bh2" in order 2 and "exact" in order 3.
-    eta: that of euler_ancestral; 1 with predict="x0" is k-diffusion's DPM-Solver++(2S) ancestral.
+    eta: that of euler_ancestral; 1 is k-diffusion's DPM2 ancestral or DPM-Solver++(2S) ancestral.
     """
     require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
     inner, noise = _stages(order, r1, r2), partial(_ancestral, 0.0)

@@ -1,15 +1,20 @@
-"""Single-step methods of several stages: Heun's and the midpoint method.
+"""Heun's method, and methods that go back up in noise between the steps of a single-step method.
 
-They solve dy/dr = eps, where y = x / alpha and r = sigma / alpha. A step that begins or ends at
-pure signal (r = 0) or pure noise (r infinite) is Euler's. It takes one row and equals DDIM.
+Heun's method solves dy/dr = eps, where y = x / alpha and r = sigma / alpha. A step that begins or
+ends at pure signal (r = 0) or pure noise (r infinite) is Euler's. It takes one row.
 """
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated
 
 import numpy as np
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers.ddim import ancestral_ratios
-from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
+from diffusion_jax.samplers.ddim import euler
+from diffusion_jax.samplers.singlestep import dpm_singlestep
+from diffusion_jax.samplers.tableau import XI, Row, Tableau, check, check_rows, symbols, tabulate
 from diffusion_jax.typing import Level, require
 
 
@@ -41,23 +46,93 @@ def _heun_step(start: Level, end: Level, space: str) -> list[Row]:
     ]
 
 
-def dpm2(schedule: NoiseSchedule, grid: Grid, eta: float = 0.0) -> Tableau:
-    """The midpoint method, with the midpoint in log r: k-diffusion's DPM2; 2 calls a step.
+BASES: dict[str, Callable[..., Tableau]] = {  # methods that remember nothing from step to step
+    "heun": heun,
+    "euler": euler,
+    "dpm_solver": dpm_singlestep,
+    "dpmpp": partial(dpm_singlestep, predict="x0"),
+}
+Base = Annotated[Callable[..., Tableau], BASES]
 
-    y' = y + (r_down - r_i) eps(r_mid) + r_up xi, where r_mid = sqrt(r_i r_down). eta is that of
-    euler_ancestral: 0 is deterministic.
+
+def edm(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    s_churn: float = 40.0,
+    s_min: float = 0.05,
+    s_max: float = 50.0,
+    s_noise: float = 1.0,
+    churn: tuple[float, ...] = (),
+    base: Base = heun,
+) -> Tableau:
+    """EDM's stochastic sampler, Heun with churn: arXiv:2206.00364, algorithm 2.
+
+    Before each step, noise raises r to (1 + g) r, but not beyond the schedule's largest r. g is
+    min(s_churn / N, sqrt(2) - 1) if s_min <= r <= s_max, and otherwise 0.
+    s_noise scales this noise, except in the first step: if r is raised there, sampling starts from
+    pure noise of (1 + g) r, where the algorithm adds noise to pure noise of r.
+    The defaults are those of table 5 for ImageNet-64, except s_noise.
+    churn: the g of each step, instead. AdaSDE (Wang et al. 2025, arXiv:2510.23285) learns them.
+    base: the method of the steps.
     """
-    s = symbols(1)
-    rows = []
-    levels = zip(grid.levels[:-1], grid.levels[1:], *ancestral_ratios(grid, eta), strict=True)
-    for start, end, down, up in levels:
-        noise = end.alpha * up * s.xi
-        if start.alpha == 0 or down == 0:
-            rows.append(Row(start, [end.alpha * (s.x0 + down * s.eps) + noise]))
-            continue
-        begin = start.sigma / start.alpha
-        middle = schedule.at_ratio(np.sqrt(begin * down))
-        inner = middle.alpha * s.x0 + middle.sigma * s.eps
-        rows.append(Row(start, [inner, end.alpha * (s.x0 + begin * s.eps)], ends_step=False))
-        rows.append(Row(middle, [s.z[0] + end.alpha * (down - begin) * s.eps + noise]))
-    return tabulate(rows)
+    for name, value in {"s_churn": s_churn, "s_min": s_min, "s_noise": s_noise}.items():
+        require(0 <= value < np.inf, f"{name}={value}: it must be 0 or more")
+    require(s_max >= s_min, f"s_max={s_max}: it must be at least s_min, {s_min}")
+    ratio = grid.ratio[:-1]
+    growth = min(s_churn / grid.steps, np.sqrt(2) - 1) * ((s_min <= ratio) & (ratio <= s_max))
+    if churn:
+        valid = len(churn) == grid.steps and all(0 <= g < np.inf for g in churn)
+        require(valid, f"churn={churn}: it must be {grid.steps} numbers, one a step, 0 or more")
+        growth = np.array(churn)
+    raised = np.minimum(ratio * (1 + growth), schedule.ratio[-1])
+    steps = [
+        (schedule.at_ratio(r) if r > low else start, end)
+        for r, low, (start, end) in zip(raised, ratio, _steps(grid), strict=True)
+    ]
+    return _walk(steps, partial(base, schedule), s_noise)
+
+
+def restart(
+    schedule: NoiseSchedule,
+    grid: Grid,
+    repeats: int = 2,
+    restart_min: float = 0.1,
+    restart_max: float = 2.0,
+    base: Base = heun,
+) -> Tableau:
+    """Restart sampling (Xu et al. 2023, arXiv:2306.14878), with Heun's method or a different base.
+
+    When the grid has passed its levels with restart_min <= sigma / alpha <= restart_max, noise
+    raises the state back to the first of them, and the steps between them are repeated. This
+    happens `repeats` times.
+    """
+    require(repeats >= 0, f"repeats={repeats}: it must be 0 or more")
+    bounds = f"restart_min={restart_min}, restart_max={restart_max}: they must obey 0 < min < max"
+    require(0 < restart_min < restart_max < np.inf, bounds)
+    steps = _steps(grid)
+    inside = np.flatnonzero((restart_min <= grid.ratio) & (grid.ratio <= restart_max))
+    first, last = (inside[0], inside[-1]) if len(inside) else (0, 0)
+    check_rows(2 * (grid.steps + int(last - first) * repeats))
+    steps = [*steps[:last], *steps[first:last] * repeats, *steps[last:]]
+    return _walk(steps, partial(base, schedule))
+
+
+def _steps(grid: Grid) -> list[tuple[Level, Level]]:
+    """Return the steps of a grid as pairs of levels (start, end)."""
+    return list(zip(grid.levels[:-1], grid.levels[1:], strict=True))
+
+
+def _walk(
+    steps: Sequence[tuple[Level, Level]], base: Callable[[Grid], Tableau], s_noise: float = 1.0
+) -> Tableau:
+    """Return the tableau of steps of a base. Add noise where one starts above the previous end.
+
+    The noise is that of algorithm 2, line 6, of EDM.
+    """
+    tables = [base(Grid(*np.array(step).T)) for step in steps]
+    for tableau, (_, end), (start, _) in zip(tables, steps, steps[1:], strict=False):
+        if start != end:
+            scale = start.alpha / end.alpha
+            tableau.mix[-1, 0] *= scale
+            tableau.mix[-1, 0, XI] += s_noise * np.sqrt(start.sigma**2 - (scale * end.sigma) ** 2)
+    return check(Tableau(*map(np.concatenate, zip(*tables, strict=True))))
