@@ -3,68 +3,25 @@
 The names leading, trailing and linspace are those of Lin et al. 2023 (arXiv:2305.08891, table 2).
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+import tomllib
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
 from numpy import ndarray
+from scipy.special import betaincinv
 
 from diffusion_jax import spec
-from diffusion_jax.diffusion.schedules import NoiseSchedule, noise_ratio, warp
-from diffusion_jax.typing import InputError, Level, require
+from diffusion_jax.diffusion.levels import Grid as Grid
+from diffusion_jax.diffusion.levels import at, at_ratio, between, check_steps, levels, read_levels
+from diffusion_jax.diffusion.levels import check as check
+from diffusion_jax.diffusion.schedules import NoiseSchedule, warp
+from diffusion_jax.spec import Spec
+from diffusion_jax.typing import InputError, require
 
-
-class Grid(NamedTuple):
-    """The N + 1 levels of N sampling steps, in float64. t falls from at most T, usually to 0."""
-
-    t: Float64[ndarray, "N+1"]
-    alpha: Float64[ndarray, "N+1"]
-    sigma: Float64[ndarray, "N+1"]
-
-    @property
-    def steps(self) -> int:
-        """The number of steps N."""
-        return len(self.t) - 1
-
-    @property
-    def ratio(self) -> Float64[ndarray, "levels"]:
-        """sigma / alpha; infinite where alpha is 0."""
-        return noise_ratio(self.alpha, self.sigma)
-
-    @property
-    def half_log_snr(self) -> Float64[ndarray, "levels"]:
-        """log(alpha / sigma), half of the log-SNR; infinite at clean data."""
-        with np.errstate(divide="ignore"):
-            return -np.log(self.ratio)
-
-    @property
-    def levels(self) -> list[Level]:
-        """The levels as a list."""
-        return [Level(*level) for level in zip(*self, strict=True)]
-
-
-def check(grid: Grid) -> Grid:
-    """Return the grid. Raise InputError unless its levels fall strictly."""
-    if grid.steps < 1 or not (np.all(np.diff(grid.t) < 0) and np.all(grid.ratio[1:] < np.inf)):
-        raise InputError(f"a grid of times {grid.t}: they must fall strictly from at most T to 0")
-    if not np.all(np.diff(grid.half_log_snr) > 0):
-        raise InputError(f"a grid of sigma / alpha {grid.ratio}: it must fall strictly")
-    return grid
-
-
-def at(schedule: NoiseSchedule, t: ndarray, end: float = 0.0) -> Grid:
-    """Return the grid through given times. Raise InputError unless they fall strictly to `end`."""
-    t = np.asarray(t, np.float64)
-    if t.ndim != 1 or len(t) < 2 or t[-1] != end:
-        raise InputError(f"a grid of times {t}: they must fall strictly from at most T to {end:g}")
-    return check(Grid(*schedule.level(t)))
-
-
-def at_ratio(schedule: NoiseSchedule, ratio: ndarray) -> Grid:
-    """Return the grid through given sigma / alpha. Raise InputError unless they fall strictly."""
-    return check(Grid(*schedule.at_ratio(ratio)))
+PUBLISHED = Path(__file__).with_name("published_levels.toml")
 
 
 def course(schedule: NoiseSchedule, n: int) -> Grid:
@@ -72,17 +29,19 @@ def course(schedule: NoiseSchedule, n: int) -> Grid:
 
     If n does not divide T, levels are rounded up to whole steps. (The course walks past 0.)
     """
-    _check(schedule, n)
+    check_steps(schedule, n)
     return at(schedule, schedule.steps - np.arange(n + 1) * schedule.steps // n)
 
 
-def leading(schedule: NoiseSchedule, n: int) -> Grid:
-    """n levels from step 1 upwards with stride T // n: arXiv:2305.08891, table 2.
+def leading(schedule: NoiseSchedule, n: int, first: int = 1) -> Grid:
+    """n levels from step `first` upwards with stride T // n: arXiv:2305.08891, table 2.
 
-    The first level that is visited is below T unless n is T.
+    The first level that is visited is below T unless n is T. Stable Diffusion's first is 2, because
+    diffusers counts from 0 and has steps_offset=1.
     """
-    _check(schedule, n)
-    return at(schedule, np.append(1 + np.arange(n)[::-1] * (schedule.steps // n), 0))
+    check_steps(schedule, n)
+    require(first >= 1, f"first={first}: it must be at least 1")
+    return at(schedule, np.append(first + np.arange(n)[::-1] * (schedule.steps // n), 0))
 
 
 def trailing(schedule: NoiseSchedule, n: int) -> Grid:
@@ -90,17 +49,18 @@ def trailing(schedule: NoiseSchedule, n: int) -> Grid:
 
     Levels are rounded to whole steps.
     """
-    _check(schedule, n)
+    check_steps(schedule, n)
     return at(schedule, np.append(np.rint(schedule.steps - np.arange(n) * (schedule.steps / n)), 0))
 
 
-def linspace(schedule: NoiseSchedule, n: int) -> Grid:
-    """n levels evenly from step T to step 1, both included, rounded: arXiv:2305.08891, table 2.
+def linspace(schedule: NoiseSchedule, n: int, whole: bool = True) -> Grid:
+    """n levels evenly from step T to step 1, both included: arXiv:2305.08891, table 2.
 
-    Levels are rounded to whole steps.
+    whole: whether levels are rounded to whole steps.
     """
-    _check(schedule, n)
-    return at(schedule, np.append(np.rint(np.linspace(schedule.steps, 1, n)), 0))
+    check_steps(schedule, n)
+    t = np.linspace(schedule.steps, 1, n)
+    return at(schedule, np.append(np.rint(t) if whole else t, 0))
 
 
 def quadratic(schedule: NoiseSchedule, n: int) -> Grid:
@@ -108,7 +68,7 @@ def quadratic(schedule: NoiseSchedule, n: int) -> Grid:
 
     Levels are not rounded, so that they are distinct for every n up to T.
     """
-    _check(schedule, n)
+    check_steps(schedule, n)
     root = np.linspace(np.sqrt(schedule.steps), 1, n)
     return at(schedule, np.append(np.append(schedule.steps, root[1:] ** 2), 0))
 
@@ -128,10 +88,10 @@ def karras(
     to_zero: whether the last of the n steps goes from sigma_min to 0; otherwise it ends at
     sigma_min.
     """
-    _check(schedule, n)
+    check_steps(schedule, n)
     _check_rho(rho)
     spacing = partial(warp, rho=rho)
-    return _between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
+    return between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
 
 
 def exponential(
@@ -146,13 +106,13 @@ def exponential(
 
     The place of a level runs evenly from 1 to 0. The other options are those of karras.
     """
-    _check(schedule, n)
+    check_steps(schedule, n)
     _check_rho(rho)
 
     def spacing(low: float, high: float, place: ndarray) -> ndarray:
         return low * (high / low) ** (place**rho)
 
-    return _between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
+    return between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
 
 
 def uniform_logsnr(
@@ -166,17 +126,100 @@ def uniform_logsnr(
     return exponential(schedule, n, 1.0, sigma_min, sigma_max, to_zero)
 
 
-def levels(
-    schedule: NoiseSchedule, n: int, t: tuple[float, ...] = (), ratio: tuple[float, ...] = ()
+def kl_optimal(
+    schedule: NoiseSchedule,
+    n: int,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    to_zero: bool = True,
 ) -> Grid:
-    """Levels that you give, by t or by sigma / alpha; clean data is added at the end.
+    """n levels evenly in arctan(sigma / alpha): Align Your Steps, arXiv:2404.14507.
 
-    n must be the number of levels given.
+    They minimise the KL divergence for Gaussian data of unit variance. Options as in karras.
     """
-    require(bool(t) != bool(ratio), "grid=levels: give t=T1,T2,... or ratio=R1,R2,...")
-    given = np.array(t or ratio, np.float64)
-    require(len(given) == n, f"grid=levels: {len(given)} levels are given for {n} steps")
-    return (at if t else at_ratio)(schedule, np.append(given, 0.0))
+    check_steps(schedule, n)
+
+    def spacing(low: float, high: float, place: ndarray) -> ndarray:
+        return np.tan(np.arctan(low) + place * (np.arctan(high) - np.arctan(low)))
+
+    return between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
+
+
+def ays(schedule: NoiseSchedule, n: int, model: Literal["sd1", "sdxl", "svd"] = "sd1") -> Grid:
+    """Align Your Steps' published levels: Sabour et al. 2024, arXiv:2404.14507.
+
+    They were optimised for 10 steps of the model; other numbers of steps interpolate log(sigma)
+    linearly. If the schedule's largest sigma / alpha is below the first levels, it replaces them.
+    """
+    return _published(schedule, n, _read_published()["ays"][model])
+
+
+def gits(schedule: NoiseSchedule, n: int) -> Grid:
+    """GITS' published levels for Stable Diffusion 1: Chen et al. 2024, arXiv:2405.11326.
+
+    There are lists for 2 to 20 steps, made with coefficient 1.2. Other numbers of steps
+    interpolate the nearest list as in ays.
+    """
+    return _published(schedule, n, _read_published()["gits"][str(min(max(n, 2), 20))])
+
+
+def beta(schedule: NoiseSchedule, n: int, a: float = 0.6, b: float = 0.6) -> Grid:
+    """n levels at the quantiles of Beta(a, b) from step T towards step 1: arXiv:2407.12173.
+
+    They are dense at both ends. They are not rounded to whole steps, so that they are distinct.
+    """
+    check_steps(schedule, n)
+    require(0 < a < np.inf and 0 < b < np.inf, f"a={a}, b={b}: they must be above 0")
+    quantiles = betaincinv(a, b, 1 - np.arange(n) / n)
+    return at(schedule, np.append(1 + quantiles * (schedule.steps - 1), 0))
+
+
+def sgm_uniform(schedule: NoiseSchedule, n: int) -> Grid:
+    """n levels evenly from step T to step 1 without step 1, as in Stability's sgm; not rounded."""
+    check_steps(schedule, n)
+    return at(schedule, np.append(np.linspace(schedule.steps, 1, n + 1)[:-1], 0))
+
+
+def linear_quadratic(
+    schedule: NoiseSchedule, n: int, threshold: float = 0.025, linear_steps: int | None = None
+) -> Grid:
+    """Mochi's and Movie Gen's levels (arXiv:2410.13720): first small equal steps.
+
+    The noise of a rectified flow falls by `threshold` in linear_steps equal steps (half of the n
+    steps by default), and then quadratically. On a schedule that does not end in pure noise,
+    sigma / alpha falls in this way, as in ComfyUI.
+    """
+    check_steps(schedule, n)
+    first = n // 2 if linear_steps is None else linear_steps
+    require(0 < threshold < 1, f"threshold={threshold}: it must be in (0, 1)")
+    fits = 0 < first < n or n == 1
+    require(fits, f"linear_steps={linear_steps}: it must be in 1..{n - 1}")
+    i, slope = np.arange(n + 1), threshold / max(first, 1)
+    curve = (1 - slope * n) / (n - first) ** 2
+    noise = 1 - (slope * i + curve * np.maximum(i - first, 0) ** 2)
+    noise[-1] = 0
+    falls = f"threshold={threshold}: it is too large for {first} of {n} steps"
+    require(np.all(np.diff(noise) < 0), falls)
+    largest = schedule.ratio[-1]
+    return _from_top(schedule, noise[1:] * largest if largest < np.inf else _flow_ratio(noise[1:]))
+
+
+def shifted(schedule: NoiseSchedule, n: int, shift: float = 3.0, tokens: int | None = None) -> Grid:
+    """Even steps of a rectified flow with the SNR shifted: Esser et al. 2024, arXiv:2403.03206.
+
+    sigma / alpha = shift v / (1 - v), with v even from its value at step T down to 0 (section
+    5.3.2). 3 is Stable Diffusion 3's shift at 1024x1024.
+    tokens: the length of the image's sequence, (height / 16) (width / 16) in FLUX.1. It gives the
+    shift exp(mu), where mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096.
+    """
+    check_steps(schedule, n)
+    require(0 < shift < np.inf, f"shift={shift}: it must be above 0")
+    if tokens is not None:
+        require(0 < tokens <= 65536, f"tokens={tokens}: it must be in 1..65536")
+        shift = float(np.exp(0.5 + (tokens - 256) * (1.15 - 0.5) / (4096 - 256)))
+    largest = schedule.ratio[-1] / shift
+    top = 1.0 if largest == np.inf else largest / (1 + largest)
+    return _from_top(schedule, shift * _flow_ratio(np.linspace(top, 0, n + 1)[1:]))
 
 
 GRIDS: dict[str, Callable[..., Grid]] = {
@@ -187,7 +230,15 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "quadratic": quadratic,
     "uniform_logsnr": uniform_logsnr,
     "exponential": exponential,
+    "polyexponential": exponential,
     "karras": karras,
+    "kl_optimal": kl_optimal,
+    "beta": beta,
+    "sgm_uniform": sgm_uniform,
+    "linear_quadratic": linear_quadratic,
+    "shifted": shifted,
+    "ays": ays,
+    "gits": gits,
     "levels": levels,
 }
 
@@ -197,31 +248,35 @@ def build(text: str, schedule: NoiseSchedule, n: int) -> Grid:
     return spec.parse(text, GRIDS, "grid", ("n",)).bind()(schedule, n)
 
 
-def _between(
-    schedule: NoiseSchedule,
-    n: int,
-    sigma_min: float | None,
-    sigma_max: float | None,
-    to_zero: bool,
-    spacing: Callable[[float, float, ndarray], ndarray],
-) -> Grid:
-    low = schedule.ratio[1] if sigma_min is None else sigma_min
-    high = schedule.ratio[-1] if sigma_max is None else sigma_max
-    single = to_zero and n == 1
-    if not 0 < low < np.inf or not (low < high or single) or not high < np.inf:
-        raise InputError(
-            f"sigma_min={low}, sigma_max={high}: this grid needs 0 < sigma_min < sigma_max, finite"
-        )
-    ratio = spacing(low, high, np.linspace(1, 0, n if to_zero else n + 1))
-    ratio[0] = high
-    if not single:
-        ratio[-1] = low  # without rounding
-    return at_ratio(schedule, np.append(ratio, 0.0) if to_zero else ratio)
+def given_steps(grid: Spec | None) -> int | None:
+    """Return the number of steps of a grid whose levels are given in its spec, or None."""
+    return len(read_levels(**grid.options)) if grid and grid.name == "levels" else None
 
 
-def _check(schedule: NoiseSchedule, n: int) -> None:
-    if not 1 <= n <= schedule.steps:
-        raise InputError(f"steps={n}: it must be in 1..{schedule.steps}, the schedule's steps")
+@cache
+def _read_published() -> dict[str, Any]:
+    return tomllib.loads(PUBLISHED.read_text())
+
+
+def _published(schedule: NoiseSchedule, n: int, sigma: Sequence[float]) -> Grid:
+    """Return n steps along a list of levels, between which log(sigma) is linear."""
+    check_steps(schedule, n)
+    largest = min(sigma[0], schedule.ratio[-1])
+    given = np.append(largest, [each for each in sigma if each < largest])
+    place = np.linspace(0, len(given) - 1, n + 1)
+    ratio = np.exp(np.interp(place, np.arange(len(given)), np.log(given)))
+    ratio[[0, -1]] = largest, 0
+    return at_ratio(schedule, ratio)
+
+
+def _from_top(schedule: NoiseSchedule, ratio: ndarray) -> Grid:
+    """Return the grid from step T through given sigma / alpha."""
+    return at_ratio(schedule, np.append(schedule.ratio[-1], ratio))
+
+
+def _flow_ratio(noise: ndarray) -> ndarray:
+    """Return sigma / alpha of a rectified flow whose sigma is given, below 1."""
+    return noise / (1 - noise)
 
 
 def _check_rho(rho: float) -> None:

@@ -73,8 +73,8 @@ def on_grid(
 def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
     """Return the spec of a sampler and its grid, such as "unipc:10:order=3:grid=karras:rho=5".
 
-    If a schedule is given and the text has no number of steps, the default number is filled in. So
-    is the digest of a file. Raise InputError as spec.parse does.
+    If a schedule is given and the text has no number of steps, it is filled in: the number of given
+    levels, or the default. So is the digest of a file. Raise InputError as spec.parse does.
     """
     if text.partition(":")[0] in FILES:
         chosen = spec.parse(text, FILES, "sampler", ("schedule",))
@@ -84,7 +84,8 @@ def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
         return chosen
     chosen = spec.parse(text, SAMPLERS, "sampler", ("schedule", "grid", "n"), on_grid)
     if schedule is not None and chosen.options.get("steps") is None:
-        chosen.options["steps"] = min(STEPS.get(chosen.name, 25), schedule.steps)
+        given = grids.given_steps(chosen.options.get("grid"))
+        chosen.options["steps"] = given or min(STEPS.get(chosen.name, 25), schedule.steps)
     return chosen
 
 
