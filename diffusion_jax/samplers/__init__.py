@@ -15,7 +15,6 @@ from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
-from diffusion_jax.samplers.er_sde import er_sde
 from diffusion_jax.samplers.exponential import (
     deis,
     dpm_multistep,
@@ -23,6 +22,7 @@ from diffusion_jax.samplers.exponential import (
     sa_solver,
     unipc,
 )
+from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
 from diffusion_jax.samplers.solve import row_noise as row_noise
 from diffusion_jax.samplers.solve import sample_keys as sample_keys
