@@ -28,7 +28,7 @@ from diffusion_jax.samplers import Tableau, analysis, coefficients
 from diffusion_jax.samplers.multistep import exponential_multistep, step_orders
 from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
 from diffusion_jax.typing import Level, Prediction
-from tests import test_identity, test_sampler_orders
+from tests import test_authors, test_identity, test_sampler_orders
 
 T = 1000
 SHAPE = (3, 4, 4, 2)
@@ -444,7 +444,17 @@ CASES = {case.label: case for case in _cases()}
 def document() -> str:
     """Return the Markdown of docs/samplers.md."""
     same = [SAME, "", *test_identity.lines(), ""]
-    lines = [INTRODUCTION, *orders(), "", *same, *differences()]
+    lines = [
+        INTRODUCTION,
+        *orders(),
+        "",
+        *same,
+        *differences(),
+        "",
+        AUTHORS,
+        "",
+        *test_authors.lines(),
+    ]
     return "\n".join(lines)
 
 
@@ -457,6 +467,12 @@ def orders() -> list[str]:
     for label, (name, options, order) in test_sampler_orders.CASES.items():
         errors = [test_sampler_orders.mixture_error(name, options, n, exact) for n in steps]
         fitted = analysis.fit_order(steps, np.array(errors))
+        lines.append(f"| {label} | {order} | {fitted:.2f} |")
+    steps = test_sampler_orders.WEAK_STEPS
+    lines += ["", WEAK.format(steps=", ".join(map(str, steps))), ""]
+    lines += ["| method with noise | order | fitted |", "|---|---|---|"]
+    for label, (name, options, order) in test_sampler_orders.WEAK.items():
+        fitted = analysis.fit_order(steps, test_sampler_orders.weak_errors(name, options, steps))
         lines.append(f"| {label} | {order} | {fitted:.2f} |")
     return lines
 
@@ -504,6 +520,13 @@ Theirs has no churn that can be compared: EulerDiscreteScheduler adds the noise 
 was called, so that the network never sees the state that it is told to denoise (algorithm 2 of
 EDM calls it after), and HeunDiscreteScheduler has none. Ours is tested against a loop written
 from the paper."""
+
+WEAK = """The weak order of methods that add noise, on Gaussian data: minus the slope of the exact
+error of mean and standard deviation ({steps} steps, on the same levels)."""
+AUTHORS = """## Whole runs against the authors' code
+
+In float64, with the same levels, denoiser and noise. The figures of theirs were computed once, by
+their unchanged code: tests/fixtures/authors.json. There are nine to eleven steps."""
 
 if __name__ == "__main__":
     print(document())

@@ -7,6 +7,8 @@ keeps this error small, and orders up to 4 stay visible. Levels come from sigma 
 the schedule's table and its interpolation have no effect.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ START, END = 4.0, 0.2
 STEPS = np.array([60, 120, 240])
 X = np.linspace(-2.5, 2.5, 21)  # use many points, because the error at a few can change sign
 FAR = {"lower_order_final": False}
+THIRD = partial(samplers.SAMPLERS["dpmpp"], order=3)
 CASES = {
     "ddim": ("ddim", {}, 1),
     "euler": ("euler", {}, 1),
@@ -54,6 +57,32 @@ CASES = {
     "unipc-3 predictor": ("unipc", {"order": 3, "corrector": False, **FAR}, 3),
     "sa_solver 2 and 0": ("sa_solver", {"tau": 0.0, "corrector_order": 0, **FAR}, 2),
     "sa_solver 2 and 3": ("sa_solver", {"tau": 0.0, "corrector_order": 3, **FAR}, 3),
+    "sa_solver 2 and 3 PECE": (
+        "sa_solver",
+        {"tau": 0.0, "corrector_order": 3, "pece": True, **FAR},
+        3,
+    ),
+    "dpmpp_3m_sde without noise": ("dpmpp_3m_sde", {"eta": 0.0}, 3),
+    "er_sde-1 without noise": ("er_sde", {"order": 1, "power": 1.0}, 1),
+    "er_sde-2 without noise": ("er_sde", {"order": 2, "power": 1.0}, 2),
+    "er_sde-3 without noise": ("er_sde", {"power": 1.0}, 2),
+}
+WEAK_STEPS = np.array([160, 320, 640])
+WEAK = {  # with noise: the order of mean and deviation on Gaussian data
+    "euler_ancestral": ("euler_ancestral", {}, 1),
+    "dpm2_ancestral": ("dpm2_ancestral", {}, 2),
+    "dpmpp_2s_ancestral": ("dpmpp_2s_ancestral", {}, 2),
+    "dpmpp_sde": ("dpmpp_sde", {}, 2),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", FAR, 2),
+    "dpmpp_3m_sde": ("dpmpp_3m_sde", {}, 2),
+    **{f"seeds-{p}": ("seeds", {"order": p}, min(p, 2)) for p in (1, 2, 3)},
+    **{f"er_sde-{p}": ("er_sde", {"order": p}, min(p, 2)) for p in (1, 2, 3)},
+    "er_sde-3, the reverse SDE": ("er_sde", {"power": 2.0}, 2),
+    "sa_solver": ("sa_solver", FAR, 2),
+    "sa_solver PECE": ("sa_solver", {"pece": True, **FAR}, 2),
+    "edm": ("edm", {"s_churn": 5.0}, 2),
+    "edm, dpmpp 3S": ("edm", {"s_churn": 5.0, "base": THIRD}, 3),
+    "restart": ("restart", {"restart_min": 0.3, "restart_max": 3.0}, 2),
 }
 
 
@@ -120,11 +149,21 @@ def test_3m_needs_the_whole_second_derivative(
     assert analysis.fit_order(STEPS, errors) == pytest.approx(2, abs=0.15)
 
 
+def weak_errors(name: str, options: dict, steps: np.ndarray) -> np.ndarray:
+    data = analysis.Gaussian(np.array([0.5, -1.0, 0.0]), np.array([0.3, 0.02, 2.0]))
+    tableaus = [samplers.SAMPLERS[name](SCHEDULE, levels(n), **options) for n in steps]
+    return np.array([analysis.error(each, data, SCHEDULE.at_ratio(END)) for each in tableaus])
+
+
+@pytest.mark.parametrize("case", WEAK)
+def test_weak_order_on_gaussian_data(case: str) -> None:
+    name, options, order = WEAK[case]
+    fitted = analysis.fit_order(WEAK_STEPS, weak_errors(name, options, WEAK_STEPS))
+    assert fitted == pytest.approx(order, abs=0.15)
+
+
 @pytest.mark.parametrize("name", ["ddim", "heun", "dpm2", "dpm_solver", "dpmpp", "dpmpp_multistep"])
 def test_order_on_gaussian_data_without_sampling(name: str) -> None:
-    data = analysis.Gaussian(np.array([0.5, -1.0, 0.0]), np.array([0.3, 0.02, 2.0]))
-    end = SCHEDULE.at_ratio(END)
-    tableaus = [samplers.SAMPLERS[name](SCHEDULE, levels(n)) for n in STEPS]
-    errors = np.array([analysis.error(tableau, data, end) for tableau in tableaus])
     order = 1 if name == "ddim" else 2
+    errors = weak_errors(name, {}, STEPS)
     assert analysis.fit_order(STEPS, errors) == pytest.approx(order, abs=0.15)
