@@ -2,12 +2,15 @@
 
   python -m experiments.analyse --samplers=ddim,heun,unipc:order=3 --steps=5,10,20,40
   python -m experiments.analyse --samplers=ddim --schedule=flow --grid=trailing
+  python -m experiments.analyse --samplers=ddim,sa_solver --data=sprites
   python -m experiments.analyse --identify --steps=10
 
-The data are independent Gaussian coordinates, so the exact denoiser and the distribution of every
-sampler's images are known. By default the runs end at the schedule's first step, because the step
-to clean data is of order 1 in every method. --identify prints which samplers are the same map; by
-default it compares those in docs/samplers.md, on the grid trailing.
+The data are Gaussian, so the exact denoiser and the distribution of every sampler's images are
+known: their mean and deviation, so that the order of a method with noise is its weak order. They
+have the given --mean and --deviation, or the mean and covariance of the images of --data. By
+default the runs end at the schedule's first step, because the step to clean data is of order 1 in
+every method. --identify prints which samplers are the same map; by default it compares those in
+docs/samplers.md, on the grid trailing.
 """
 
 import io
@@ -18,6 +21,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from diffusion_jax import samplers
+from diffusion_jax.data import DATA, load
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.evaluation import identity
@@ -28,6 +32,9 @@ from diffusion_jax.samplers.analysis import Gaussian
 from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, numbers
+
+MOST_VALUES = 4096  # of an image, for its covariance
+MOST_IMAGES = 50_000  # that a covariance is taken from
 
 flags.DEFINE_integer("cpu_devices", 1, "CPU cores that count as devices")
 flags.DEFINE_string(
@@ -46,40 +53,59 @@ flags.DEFINE_string(
 )
 flags.DEFINE_list("mean", ["0.0", "0.5"], "the means of the data's coordinates")
 flags.DEFINE_list("deviation", ["0.1", "0.5"], "their standard deviations")
+flags.DEFINE_string("data", None, "a data set, whose mean and covariance are used instead")
+app.SHOWN["data"] = (DATA, ())
 flags.DEFINE_string("out", "analysis.png", "the picture's file, a .png")
 
 
 def main(args: Args) -> None:
-    """Print a table and draw a picture, or print which samplers are the same."""
-    schedule = schedules.build(args.schedule)
+    """Print a table and draw a picture, or print which samplers are the same map."""
+    schedule, texts, grid = schedules.build(args.schedule), args.samplers, args.grid
     steps = numbers("steps", args.steps, int)
     require(steps == sorted(set(steps)), f"steps={args.steps}: they must ascend")
     if args.identify:
-        identify(args.samplers, schedule, args.grid or "trailing", steps)
         args.refuse_unread("--identify")
+        identify(texts, schedule, grid or "trailing", steps)
         return
     out = Path(args.out)
     fits = out.suffix == ".png" and not out.is_dir()
     require(fits, f"out={args.out!r}: it must be a file that ends in .png")
     check_writable(out.parent, "out")
-    mean = np.array(numbers("mean", args.mean))
-    deviation = np.array(numbers("deviation", args.deviation))
-    finite = np.all(np.isfinite([*mean, *deviation]))
-    require(finite, f"mean={mean}, deviation={deviation}: they must be finite")
-    require(len(mean) == len(deviation), "mean and deviation: they must be of one length")
-    grid = args.grid or (
-        "uniform_logsnr:to_zero=false" if np.isfinite(schedule.ratio[-1]) else "trailing"
-    )
+    data = read_data(args)
+    if grid is None:
+        finite = np.isfinite(schedule.ratio[-1])
+        grid = "uniform_logsnr:to_zero=false" if finite else "trailing"
     print(f"{'sampler':22} {'order':>6}  error (network evaluations)")
     curves = {}
-    for text in samplers.split(args.samplers or "ddim,heun,dpmpp_multistep,unipc"):
-        data = Gaussian(mean, deviation**2)
+    for text in samplers.split(texts or "ddim,heun,dpmpp_multistep,unipc"):
         calls, errors = errors_of(text, schedule, grid, steps, data)
         order = f"{analysis.fit_order(calls[-3:], errors[-3:]):.2f}" if len(steps) > 1 else ""
         pairs = zip(errors, calls, strict=True)
         print(f"{text:22} {order:>6}  " + "  ".join(f"{e:.2e} ({n})" for e, n in pairs))
         curves[text] = (calls, errors)
     draw(curves, out)
+
+
+def read_data(args: Args) -> Gaussian:
+    """Return the Gaussian data that the flags describe. Raise InputError if they are invalid."""
+    if args.data is not None:
+        images = load(args.data).images
+        size = int(np.prod(images.shape[1:]))
+        few = f"data={args.data}: images of {size} values: they must have at most {MOST_VALUES}"
+        require(size <= MOST_VALUES, few)
+        require(len(images) > 1, f"data={args.data}: one image has no covariance: give more")
+        used = images[:MOST_IMAGES].reshape(-1, size)
+        data = analysis.spectrum(used / np.float32(127.5) - np.float32(1))
+        total, largest = np.sqrt(data.variance.sum()), np.sqrt(data.variance[-1])
+        args.refuse_unread("--data")
+        print(f"{len(used)} images: deviation {total:.3f}, {largest:.3f} in the largest direction")
+        return data
+    mean = np.array(numbers("mean", args.mean))
+    deviation = np.array(numbers("deviation", args.deviation))
+    finite = np.all(np.isfinite([*mean, *deviation]))
+    require(finite, f"mean={mean}, deviation={deviation}: they must be finite")
+    require(len(mean) == len(deviation), "mean and deviation: they must be of one length")
+    return Gaussian(mean, deviation**2)
 
 
 def identify(texts: str | None, schedule: NoiseSchedule, grid: str, steps: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import linalg
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
@@ -62,6 +63,31 @@ def test_inversion_is_analysed_too() -> None:
         inverse = samplers.ddim_inversion(SCHEDULE, grid)
         noise = analysis.push(inverse, DATA, start=DATA)
         assert analysis.wasserstein(noise, DATA.at(SCHEDULE.level(1000.0))) < bound
+
+
+def test_the_spectrum_stands_for_the_whole_covariance() -> None:
+    """Push a correlated Gaussian through DDIM as a matrix, and compare the whole W2 distance."""
+    mix = np.array([[1.0, 0.8, 0.0], [0.0, 0.5, 0.3], [0.2, 0.0, 0.1]])
+    data = np.random.default_rng(0).standard_normal((50, 3)) @ mix + [1.0, 0.0, -2.0]
+    found = analysis.spectrum(data)
+    mean, covariance = data.mean(0), np.cov(data.T)
+    assert np.allclose(found.mean @ found.mean, mean @ mean)
+    assert np.allclose(found.variance, np.linalg.eigvalsh(covariance))
+    grid = grids.trailing(SCHEDULE, 4)
+    x, spread = grid.alpha[0] * mean, grid.alpha[0] ** 2 * covariance
+    spread = spread + grid.sigma[0] ** 2 * np.eye(3)
+    for start, end in zip(grid.levels[:-1], grid.levels[1:], strict=True):
+        total = start.alpha**2 * covariance + start.sigma**2 * np.eye(3)
+        gain = start.alpha * covariance @ np.linalg.inv(total)  # x0 = mean + gain (x - alpha mean)
+        slope = end.sigma / start.sigma
+        matrix = slope * np.eye(3) + (end.alpha - slope * start.alpha) * gain
+        offset = (end.alpha - slope * start.alpha) * (mean - gain @ mean * start.alpha)
+        x, spread = matrix @ x + offset, matrix @ spread @ matrix.T
+    root = linalg.sqrtm(covariance)
+    cross = linalg.sqrtm(root @ spread @ root)
+    w2 = np.sum((x - mean) ** 2) + np.trace(covariance + spread - 2 * np.real(cross))
+    tableau = samplers.ddim(SCHEDULE, grid)
+    assert analysis.error(tableau, found) == pytest.approx(np.sqrt(w2), rel=1e-6)
 
 
 def test_fit_order_reads_a_power_law() -> None:

@@ -425,6 +425,11 @@ def test_analyse_prints_the_orders_and_draws(tmp_path: Path) -> None:
     assert (rows["ddim"][-1], rows["heun"][-1]) == ("(160)", "(320)")
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     call("analyse", "--schedule=flow", "--steps=5,10", f"--out={tmp_path}/flow.png")
+    steps = ("--steps=5", "--samplers=ddim", f"--out={tmp_path}/data.png")
+    out = said("analyse", "--data=sprites:n=40", *steps)
+    assert out.startswith("40 images: deviation ")
+    out = said("analyse", "--identify", "--samplers=ddim,heun,euler", "--steps=5,10")
+    assert "at 5, 10: ddim = euler\n" in out
 
 
 # --------------------------------------------------------------------------------- bad input
@@ -612,6 +617,9 @@ REFUSED = {
     "analyse": {
         ("--samplers=lms:order=9",): r"order=9: it must be in 1\.\.4",
         ("--grid=trailing:to_zero=true",): r"trailing has no option to_zero",
+        ("--data=unknown",): r"data=unknown: these images are not recorded",
+        ("--data=sprites:n=9", "--mean=1"): r"--mean: --data does not read it",
+        ("--identify", "--deviation=1"): r"--deviation: --identify does not read it",
     },
 }
 CASES = [(name, given) for name, cases in REFUSED.items() for given in cases]

@@ -9,7 +9,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from numpy import ndarray
 
 from diffusion_jax.samplers.tableau import XI, Tableau
@@ -29,6 +29,16 @@ class Gaussian(NamedTuple):
         """Return the distribution of alpha x + sigma xi, where xi ~ N(0, I)."""
         variance = level.alpha**2 * self.variance + level.sigma**2
         return Gaussian(level.alpha * self.mean, variance)
+
+
+def spectrum(data: Float[ndarray, "N D"]) -> Gaussian:
+    """Return the Gaussian with the mean and covariance of data, in principal coordinates.
+
+    They are independent, and a sampler treats all coordinates alike, so its errors are those on the
+    Gaussian with the whole covariance.
+    """
+    variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(data, rowvar=False)))
+    return Gaussian(data.mean(0, dtype=np.float64) @ directions, np.maximum(variance, 0))
 
 
 def push(tableau: Tableau, data: Gaussian, start: Gaussian | None = None) -> Gaussian:
