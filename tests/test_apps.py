@@ -494,7 +494,7 @@ REFUSED = {
         ("--guidance=nan",): r"guidance: scale=nan: it must be finite",
         ("--guidance=cfg:low=2:high=1",): r"low=2\.0, high=1\.0: they must obey 0 <= low < high",
         ("--guidance=cfg_pp:2",): r"scale=2\.0: for CFG\+\+ it must be in \[0, 1\]",
-        ("--guidance=cfg_pp", "--sampler=ddpm:5"): r"CFG\+\+ .*: it is defined for ddim with eta=0",
+        ("--guidance=cfg_pp", "--sampler=ddpm:5"): r"CFG\+\+ .*: its steps do not end in",
         ("--guidance=auto",): r"guidance=auto: give the worse model, run=FOLDER",
         ("--guidance=auto:run={}/none",): r"run='.*none': there is no such folder",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2: this run was trained only with",

@@ -1,7 +1,8 @@
 """Compare whole runs with those of the authors' own code, in float64 and with the same noise.
 
 tests/fixtures/authors.json has, for each case, our sampler, the call of theirs with its repository
-and commit, and the five numbers in which their run ends. Both denoise tests.interpreter.mixture.
+and commit, and the five numbers in which their run ends. Both denoise tests.interpreter.mixture,
+which CFG++ guides towards tanh(x).
 They start from sigma * linspace(-2, 2, 5), and row r of ours gets row r of NOISE. Where a row of
 ours has no counterpart in theirs, theirs got what belongs to the same step.
 """
@@ -10,6 +11,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ import pytest
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.samplers import coefficients
+from diffusion_jax.samplers.tableau import for_cfg_pp
 from tests.interpreter import interpret, mixture
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "authors.json").read_text())
@@ -32,6 +35,10 @@ WHY = {
 }
 
 
+def label(case: dict) -> str:
+    return case["ours"] + " with CFG++" * ("cfg_pp" in case)
+
+
 def relative_error(case: dict) -> float:
     """Return |ours - theirs| / |theirs| at the end of a run."""
     levels = FIXTURE["levels"][case["levels"]]
@@ -42,8 +49,16 @@ def relative_error(case: dict) -> float:
         grid = grids.at(schedule, np.array(levels["t"]), end=levels["t"][-1])
     tableau = samplers.build(case["ours"], schedule, grid.steps, grid)
     start = grid.sigma[0] * np.linspace(-2, 2, 5)
-    ours = interpret(tableau, mixture, start, NOISE[: tableau.rows])
+    denoise = mixture
+    if scale := case.get("cfg_pp"):
+        tableau, denoise = for_cfg_pp(tableau), partial(guided, scale)
+    ours = interpret(tableau, denoise, start, NOISE[: tableau.rows])
     return float(np.linalg.norm(ours - case["end"]) / np.linalg.norm(case["end"]))
+
+
+def guided(scale: float, x: np.ndarray, *level: float) -> tuple[np.ndarray, np.ndarray]:
+    x0, eps = mixture(x, *level)
+    return x0 + scale * (np.tanh(x) - x0), eps
 
 
 @contextmanager
@@ -66,7 +81,7 @@ def as_theirs(why: str) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['ours']}-{case['levels']}")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{label(case)}-{case['levels']}")
 def test_whole_runs_end_where_the_authors_do(case: dict) -> None:
     if not case["why"]:
         assert relative_error(case) < 1e-9

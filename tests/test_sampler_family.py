@@ -7,9 +7,10 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
+from diffusion_jax.evaluation.identity import canonical, is_same
 from diffusion_jax.samplers import SAMPLERS, Tableau, analysis, solve
 from diffusion_jax.samplers.coefficients import adams_weights, exponential_moments, phi
-from diffusion_jax.samplers.tableau import XI, check, is_ddim, pad, to_float32
+from diffusion_jax.samplers.tableau import XI, check, for_cfg_pp, pad, to_float32
 from diffusion_jax.sampling.draw import REGISTERS, ROWS
 from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
 from tests.interpreter import interpret, mixture
@@ -341,14 +342,14 @@ def test_tables_that_are_unstable_on_gaussian_data_are_named() -> None:
     samplers.build("ddim", cosine, 1)
 
 
-def test_ddim_and_euler_alone_are_ddim() -> None:
-    """Find the samplers for which CFG++ is defined."""
-    assert {name for name in SAMPLERS if is_ddim(samplers.build(name, SCHEDULE, 9))} == {
-        "ddim",
-        "euler",
-    }
-    assert not is_ddim(samplers.build("ddim", SCHEDULE, 9, eta=0.1))
-    assert is_ddim(samplers.build("lms", SCHEDULE, 9, order=1))
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_which_samplers_cfg_pp_takes_and_that_they_stay_the_same_without_it(name: str) -> None:
+    tableau = samplers.build(name, SCHEDULE, 9)
+    if name in {"ddpm", "heun", "dpm2", "dpm2_ancestral", "pndm", "dpm_solver", "edm", "restart"}:
+        with pytest.raises(InputError, match="its steps do not end in a predicted image"):
+            for_cfg_pp(tableau)
+        return
+    assert is_same(canonical(tableau), canonical(for_cfg_pp(tableau)))
 
 
 def test_lower_order_final_lowers_the_last_steps_alone() -> None:

@@ -54,8 +54,8 @@ class Guidance(NamedTuple):
     rescale: how far the standard deviation of the output is moved back to that of the good output,
     from 0 to 1 (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16).
     renoise_bad: 0 or 1. With 1, the noise is taken from the bad output, and only the image is
-    guided. This is CFG++ (Chung et al. 2024, arXiv:2406.08070) if the sampler is euler, or ddim
-    with eta 0; sampling refuses other samplers. The scale must then be from 0 to 1.
+    guided. With a table from for_cfg_pp, this is CFG++ (Chung et al. 2024, arXiv:2406.08070). The
+    scale must then be from 0 to 1.
     """
 
     scale: Any = 1.0
@@ -86,9 +86,10 @@ def cfg(
 
 
 def cfg_pp(scale: float = 0.6, low: float = 0.0, high: float = math.inf) -> Guide:
-    """CFG++, which guides the image but not the noise: arXiv:2406.08070; for ddim and euler.
+    """CFG++, which guides the image but not the noise: arXiv:2406.08070.
 
-    The noise is that of the output without context. scale: from 0 to 1.
+    The noise is that of the output without context. scale: from 0 to 1. It needs a sampler whose
+    steps end in a predicted image and noise: ddim, euler, lms, dpmpp and the multistep methods.
     """
     return Guide(check_guidance(Guidance(scale, low, high, renoise_bad=1.0)))
 

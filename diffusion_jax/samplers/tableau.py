@@ -76,16 +76,28 @@ def check_rows(rows: int) -> None:
     )
 
 
-def is_ddim(tableau: Tableau) -> bool:
-    """Return whether each row is DDIM's: x' = alpha_j x0 + sigma_j eps.
+def for_cfg_pp(tableau: Tableau) -> Tableau:
+    """Return the same sampler in the columns that make it CFG++ (arXiv:2406.08070).
 
-    j is the level of the next row.
+    With CFG++, x0 is guided and eps is not. A step ends in the guided image and noise without
+    guidance. Registers and inner stages have no guidance: there, (x - sigma eps) / alpha replaces
+    x0. For euler, 2S ancestral and 2M, this is what the authors' code does. Raise InputError if a
+    step does not end in a predicted image.
     """
-    ahead = np.stack([tableau.alpha[1:], tableau.sigma[1:]], 1)
-    plain = tableau.mix.copy()
-    plain[:-1, 0, [X0, EPS]] -= ahead
-    plain[-1, 0, [X0, EPS]] = 0
-    return bool(np.allclose(plain[:, 0], 0, rtol=0, atol=1e-9))
+    mix, image = tableau.mix.copy(), np.zeros(tableau.registers + 1)
+    image[0] = tableau.alpha[0]  # the factor of the image in the state and in the registers
+    for weights, alpha, sigma, ends in zip(mix, *tableau[1:3], tableau.ends_step, strict=True):
+        image = weights @ [image[0], 1.0, 0.0, 0.0, *image[1:]]
+        free = weights[:, X0].copy()  # the part of x0 without guidance
+        if ends:
+            message = (
+                "CFG++ with this sampler: its steps do not end in a predicted image; take ddim"
+            )
+            require(free[0] > 1e-9, message)
+            free[0] = min(free[0] - image[0], 0)
+        if alpha > 0:
+            weights[:, [X, X0, EPS]] += np.outer(free, [1 / alpha, -1, -sigma / alpha])
+    return tableau._replace(mix=mix)
 
 
 def one_row_a_step(grid: Grid, **columns: ndarray) -> Tableau:

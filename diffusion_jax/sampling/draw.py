@@ -19,7 +19,7 @@ from diffusion_jax.networks import Network
 from diffusion_jax.networks.precisions import computing_in, products_in
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.samplers.solve import INITIAL
-from diffusion_jax.samplers.tableau import is_ddim, pad, to_float32
+from diffusion_jax.samplers.tableau import for_cfg_pp, pad, to_float32
 from diffusion_jax.typing import Context, Images, Scalar, Variables, check_seed, require
 
 ROWS = 8192  # tableaus are padded to a multiple of this: 1000 steps of any sampler fit
@@ -87,7 +87,8 @@ def sample(
     require(n >= 1, f"n={n}: it must be at least 1")
     none = np.zeros((n, model.n_cfeat), np.float32)
     context = none if context is None else np.asarray(context, np.float32)
-    guide = _check_guidance(model, tableau, guidance, worse)
+    guide = _check_guidance(model, guidance, worse)
+    tableau = for_cfg_pp(tableau) if guide and guide.renoise_bad else tableau
     _check_arrays(model, n, context, start, mask)
     devices = tuple(devices or parallel.first_devices(jax.device_count()))
     if start is None:
@@ -238,19 +239,17 @@ def _check_arrays(
 
 
 def _check_guidance(
-    model: Model, tableau: Tableau, guidance: Guidance | Scalar | None, worse: Model | None
+    model: Model, guidance: Guidance | Scalar | None, worse: Model | None
 ) -> Guidance | None:
     """Return the guidance in the types of the program.
 
-    Raise InputError if it is invalid, or if it does not fit the model or the tableau.
+    Raise InputError if it is invalid, or if it does not fit the model.
     """
     if guidance is None:
         require(worse is None, "a worse model without guidance: give a scale")
         return None
     guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     guiding.check_guidance(guide)
-    exact = not guide.renoise_bad or is_ddim(tableau)
-    require(exact, "CFG++ with this sampler: it is defined for ddim with eta=0 and for euler")
     if worse is not None:
         _check_alike(model, worse)
     return Guidance(*map(np.float32, guide))
