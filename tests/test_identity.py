@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.evaluation.identity import EQUAL, LAST, canonical, group, is_same
+from diffusion_jax.evaluation.identity import ABOVE, EQUAL, LAST, canonical, group, is_same
 from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
 from tests.interpreter import interpret, mixture
 
@@ -24,6 +24,7 @@ SETTINGS = {  # schedule, grid, steps
 HOLDS = {
     "always": SETTINGS.keys(),
     LAST: SETTINGS.keys() - {"cosine"},
+    ABOVE: {"cosine"},
     "in fewer than 10 steps": {"few"},
     "where alpha is constant, as in the schedule karras": {"karras"},
 }

@@ -17,7 +17,8 @@ from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
 TWO_CALLS = {"heun", "dpm2", "dpm2_ancestral", "dpm_solver", "dpmpp", "edm"}
-TWO_CALLS |= {"dpmpp_2s_ancestral", "dpmpp_sde", "seeds"}
+TWO_CALLS |= {"dpmpp_2s_ancestral", "dpmpp_sde", "seeds", "res"}
+THREE_CALLS = {"runge_kutta", "etdrk", "heunpp"}
 STOCHASTIC = {
     "ddpm",
     "euler_ancestral",
@@ -61,14 +62,18 @@ def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_network_evaluations(name: str) -> None:
-    """Expect one or two in each step, and one in the step to clean data. PLMS has one more."""
+    """Expect the same in each step, and one in the step to clean data. PLMS has one more.
+
+    Heun++ has one less, because it looks ahead over two steps.
+    """
     for n in (2, 9):
         tableau = samplers.build(name, SCHEDULE, n)
         if name == "restart":
             assert tableau.rows >= 2 * n - 1
         else:
-            calls = 1 + (name in TWO_CALLS)
-            assert tableau.rows == calls * n - (calls - 1) + (name == "pndm")
+            calls = 1 + (name in TWO_CALLS) + 2 * (name in THREE_CALLS)
+            more = (name == "pndm") - (name == "heunpp")
+            assert tableau.rows == calls * n - (calls - 1) + more
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -139,7 +144,11 @@ def test_two_compilations_serve_all_samplers_and_all_numbers_of_steps() -> None:
         ("euler", {}),
         ("lms", {"order": 1}),
         ("pndm", {"order": 1}),
+        ("ipndm", {"order": 1}),
+        ("ipndm_v", {"order": 1}),
+        ("gradient_estimation", {"ge_gamma": 1.0}),
         ("deis", {"order": 1}),
+        ("runge_kutta", {"order": 1}),
         ("dpm_solver", {"order": 1}),
         ("dpmpp", {"order": 1}),
         ("dpmpp_multistep", {"order": 1}),
@@ -314,7 +323,7 @@ def test_sa_solver_does_not_overshoot_on_any_grid_but_ays(make, grid: str) -> No
 
 
 @pytest.mark.parametrize("grid", ["trailing", "leading", "linspace"])
-@pytest.mark.parametrize("name", ["dpmpp_multistep", "dpm_solver_multistep", "deis", "unipc"])
+@pytest.mark.parametrize("name", ["dpmpp_multistep", "dpm_solver_multistep", "unipc"])
 def test_the_last_step_between_finite_log_snrs_is_lowered(name: str, grid: str) -> None:
     """Expect order 1, which is DDIM, also for methods of order 2."""
     more = {"corrector": False} if name == "unipc" else {}
@@ -370,7 +379,14 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
     [
         ("lms", 2, {"order": 4}, "order=4: 2 steps hold at most 2"),
         ("unipc", 9, {"order": 4}, r"order=4: it must be in 1\.\.3"),
-        ("deis", 9, {"order": 0}, r"order=0: it must be in 1\.\.3"),
+        ("deis", 9, {"order": 0}, r"order=0: it must be in 1\.\.4"),
+        ("deis", 9, {"space": "rho"}, "space='rho' is unknown: choose from t, ratio, log_snr"),
+        ("gradient_estimation", 9, {"ge_gamma": 0.5}, "ge_gamma=0.5: it must be at least 1"),
+        ("runge_kutta", 9, {"order": 5}, r"order=5: it must be in 1\.\.4"),
+        ("etdrk", 9, {"order": 1}, r"order=1: it must be in 2\.\.4"),
+        ("res", 9, {"order": 4}, "order=4: it must be 2 or 3"),
+        ("res", 9, {"predict": "v"}, "predict='v': it must be x0 or eps"),
+        ("res", 9, {"order": 3, "c2": 2 / 3}, "c2=2/3 needs order=2"),
         ("dpm_solver", 9, {"order": 5}, r"order=5: it must be in 1\.\.3"),
         ("dpm_solver", 9, {"r1": 1.5}, "they must obey 0 < r1 < r2 < 1"),
         ("dpm_solver", 9, {"predict": "v"}, "predict='v': it must be x0 or eps"),

@@ -18,11 +18,13 @@ from diffusion_jax.samplers.tableau import Tableau
 
 TOLERANCE = 1e-9  # the largest difference of equal coefficients
 LAST = "where the grid ends at clean data"
+ABOVE = "where the grid ends above clean data"
 # Samplers that are the same map, and when. docs/samplers.md has this table.
 EQUAL = (
     (
         "always",
-        "ddim euler euler_ancestral:eta=0 lms:order=1 pndm:order=1 deis:order=1 dpm_solver:order=1 "
+        "ddim euler euler_ancestral:eta=0 lms:order=1 pndm:order=1 ipndm:order=1 ipndm_v:order=1 "
+        "gradient_estimation:ge_gamma=1 deis:order=1 runge_kutta:order=1 dpm_solver:order=1 "
         "dpmpp:order=1 dpm_solver_multistep:order=1 dpmpp_multistep:order=1 "
         "unipc:order=1:corrector=false sa_solver:tau=0:order=1:corrector_order=0",
     ),
@@ -31,7 +33,7 @@ EQUAL = (
         "ddim:eta=1 euler_ancestral ddpm:variance=posterior dpmpp_2m_sde:order=1 "
         "sa_solver:order=1:corrector_order=0:largest=inf",
     ),
-    ("always", "heun edm:s_churn=0 restart:repeats=0"),
+    ("always", "heun edm:s_churn=0 restart:repeats=0 runge_kutta:order=2"),
     ("where alpha is constant, as in the schedule karras", "heun heun:space=levels"),
     ("always", "dpm2 dpm2_ancestral:eta=0 dpm_solver"),
     ("always", "dpmpp dpm_solver:predict=x0"),
@@ -50,9 +52,17 @@ EQUAL = (
     ),
     (
         "always",
-        "deis dpm_solver_multistep:order=3:rule=exact:lower_order_final=false "
+        "deis:space=log_snr:order=3 "
+        "dpm_solver_multistep:order=3:rule=exact:lower_order_final=false "
         "unipc:order=3:predict=eps:rule=exact:corrector=false:lower_order_final=false",
     ),
+    (ABOVE, "lms deis:space=ratio"),
+    ("always", "deis:space=ratio:order=2 ipndm_v:order=2"),
+    ("always", "ipndm:order=2 gradient_estimation:ge_gamma=1.5"),
+    ("always", "res dpmpp:rule=exact"),
+    ("always", "res:predict=eps dpm_solver:rule=exact"),
+    ("always", "res:order=3:c2=0.3:c3=0.6666666666666666 dpmpp:order=3:r1=0.3"),
+    ("always", "etdrk:order=2 res:c2=1"),
     ("always", "unipc:order=1 sa_solver:tau=0:order=1:rule=bh2:largest=inf"),
     (
         LAST,

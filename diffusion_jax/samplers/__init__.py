@@ -10,19 +10,14 @@ from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.grids import GRIDS, Grid, check, trailing
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import interchange
-from diffusion_jax.samplers.adams import lms, pndm
+from diffusion_jax.samplers.adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
-from diffusion_jax.samplers.exponential import (
-    deis,
-    dpm_multistep,
-    dpmpp_3m_sde,
-    sa_solver,
-    unipc,
-)
+from diffusion_jax.samplers.exponential import dpm_multistep, dpmpp_3m_sde, sa_solver, unipc
 from diffusion_jax.samplers.extended import er_sde
+from diffusion_jax.samplers.runge_kutta import etdrk, heunpp, res, runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
 from diffusion_jax.samplers.solve import row_noise as row_noise
 from diffusion_jax.samplers.solve import sample_keys as sample_keys
@@ -42,6 +37,13 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "dpm2_ancestral": partial(dpm_singlestep, eta=1.0),
     "lms": lms,
     "pndm": pndm,
+    "ipndm": ipndm,
+    "ipndm_v": ipndm_v,
+    "gradient_estimation": gradient_estimation,
+    "runge_kutta": runge_kutta,
+    "heunpp": heunpp,
+    "res": res,
+    "etdrk": etdrk,
     "dpm_solver": dpm_singlestep,
     "dpm_solver_multistep": partial(dpm_multistep, predict="eps"),
     "dpmpp": partial(dpm_singlestep, predict="x0"),

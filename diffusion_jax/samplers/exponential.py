@@ -52,19 +52,6 @@ def dpmpp_3m_sde(
     return exponential_multistep(grid, "x0", orders, eta=eta)
 
 
-def deis(
-    schedule: NoiseSchedule, grid: Grid, order: int | None = None, lower_order_final: bool = False
-) -> Tableau:
-    """What diffusers calls DEIS: dpm_solver_multistep with rule=exact; order 1 to 3, 3 by default.
-
-    The predicted noise is extrapolated as a polynomial in log(sigma / alpha) and integrated exactly
-    over sigma / alpha. The DEIS paper (Zhang and Chen 2022, arXiv:2204.13902) has other methods:
-    rhoAB, which extrapolates in sigma / alpha, is lms; tAB is not implemented.
-    """
-    order = resolve_order(order, 3, 3, grid)
-    return exponential_multistep(grid, "eps", step_orders(grid, order, lower_order_final))
-
-
 def unipc(
     schedule: NoiseSchedule,
     grid: Grid,
