@@ -48,6 +48,12 @@ def test_beta_has_equal_masses_between_its_levels(a: float, b: float) -> None:
     assert np.allclose([*mass, last], mass[0], rtol=1e-6)
 
 
+def test_beta_in_sigma_is_that_of_diffusers() -> None:
+    """Figures of diffusers 0.42.1: EulerDiscreteScheduler with use_beta_sigmas, 5 steps."""
+    theirs = [14.61465, 12.05226, 7.321907, 2.59155, 0.02916753, 0]
+    assert np.allclose(grids.beta(SD, 5, unit="sigma").ratio, theirs, rtol=1e-4)
+
+
 def test_sgm_uniform_and_the_options_of_leading_and_linspace() -> None:
     assert np.allclose(grids.sgm_uniform(SD, 4).t, [1000, 750.25, 500.5, 250.75, 0])
     assert grids.leading(SD, 4, first=2).t.tolist() == [752, 502, 252, 2, 0]

@@ -163,13 +163,27 @@ def gits(schedule: NoiseSchedule, n: int) -> Grid:
     return _published(schedule, n, _read_published()["gits"][str(min(max(n, 2), 20))])
 
 
-def beta(schedule: NoiseSchedule, n: int, a: float = 0.6, b: float = 0.6) -> Grid:
+def beta(
+    schedule: NoiseSchedule,
+    n: int,
+    a: float = 0.6,
+    b: float = 0.6,
+    unit: Literal["t", "sigma"] = "t",
+) -> Grid:
     """n levels at the quantiles of Beta(a, b) from step T towards step 1: arXiv:2407.12173.
 
     They are dense at both ends. They are not rounded to whole steps, so that they are distinct.
+    unit: "t", as in ComfyUI; "sigma" takes quantiles between the sigma / alpha of steps 1 and T,
+    both included, as diffusers and AUTOMATIC1111 do.
     """
     check_steps(schedule, n)
     require(0 < a < np.inf and 0 < b < np.inf, f"a={a}, b={b}: they must be above 0")
+    if unit == "sigma":
+
+        def spacing(low: float, high: float, place: ndarray) -> ndarray:
+            return low + betaincinv(a, b, place) * (high - low)
+
+        return between(schedule, n, None, None, True, spacing)
     quantiles = betaincinv(a, b, 1 - np.arange(n) / n)
     return at(schedule, np.append(1 + quantiles * (schedule.steps - 1), 0))
 

@@ -26,20 +26,34 @@ EQUAL = (
         "ddim euler euler_ancestral:eta=0 lms:order=1 pndm:order=1 ipndm:order=1 ipndm_v:order=1 "
         "gradient_estimation:ge_gamma=1 deis:order=1 runge_kutta:order=1 dpm_solver:order=1 "
         "dpmpp:order=1 dpm_solver_multistep:order=1 dpmpp_multistep:order=1 "
+        "edm:s_churn=0:base=euler er_sde:order=1:power=1 "
         "unipc:order=1:corrector=false sa_solver:tau=0:order=1:corrector_order=0",
     ),
     (
         "always",
         "ddim:eta=1 euler_ancestral ddpm:variance=posterior dpmpp_2m_sde:order=1 "
+        "dpmpp_3m_sde:order=1 seeds:order=1 er_sde:order=1:power=2 "
         "sa_solver:order=1:corrector_order=0:largest=inf",
     ),
     ("always", "heun edm:s_churn=0 restart:repeats=0 runge_kutta:order=2"),
     ("where alpha is constant, as in the schedule karras", "heun heun:space=levels"),
-    ("always", "dpm2 dpm2_ancestral:eta=0 dpm_solver"),
-    ("always", "dpmpp dpm_solver:predict=x0"),
+    (
+        "always",
+        "dpm2 dpm2_ancestral:eta=0 dpm_solver edm:s_churn=0:base=dpm_solver "
+        "restart:repeats=0:base=dpm_solver",
+    ),
+    ("always", "dpmpp dpm_solver:predict=x0 dpmpp_2s_ancestral:eta=0 dpmpp_sde:eta=0"),
     ("always", "dpmpp_multistep dpm_solver_multistep:predict=x0 dpmpp_2m_sde:eta=0"),
     ("always", "dpmpp_2m_sde dpmpp_multistep:eta=1"),
     ("always", "dpmpp_multistep:lower_order_final=true unipc:corrector=false"),
+    (
+        "always",
+        "dpmpp_multistep:order=3:lower_order_final=true unipc:order=3:corrector=false",
+    ),
+    (
+        "always",
+        "dpmpp_3m_sde dpmpp_multistep:order=3:eta=1:rule=exact:lower_order_final=false",
+    ),
     ("in fewer than 10 steps", "dpmpp_multistep unipc:corrector=false"),
     (
         LAST,
