@@ -15,9 +15,11 @@ import string
 import struct
 import subprocess
 import sys
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,7 +44,7 @@ from diffusion_jax.runs import checkpoints, load_config, metrics
 from diffusion_jax.runs.config import REGISTRIES, SUPPLIED, Config
 from diffusion_jax.runs.overview import versions
 from diffusion_jax.runs.trainer import check_folder
-from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.samplers import SAMPLERS, interchange
 from diffusion_jax.typing import InputError, RunWarning
 from experiments.app import _use_cache
 from experiments.terminal import outputs
@@ -279,6 +281,34 @@ def on_sampler(given: tuple[str, int, str], folder: Path) -> None:
     assert table.rows < 100 * SCHEDULE.steps
 
 
+def on_sampler_file(data: bytes, folder: Path) -> None:
+    (folder / "a.json").write_bytes(data)
+    assert samplers.build(f"file:path={folder}/a.json", SCHEDULE).rows == 3
+
+
+@cache
+def sampler_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        interchange.write(path, samplers.build("unipc:3", SCHEDULE), "unipc:3", "linear:steps=20")
+        return path.read_bytes()
+
+
+@st.composite
+def sampler_files(draw: Any) -> bytes:
+    """Generate a sampler file with bytes or values changed, the latter with a hash that fits."""
+    whole = sampler_file()
+    if draw(st.booleans()):
+        return draw(mutated(whole))
+    content = json.loads(whole)
+    name = draw(st.sampled_from(list(content)))
+    content[name] = draw(JUNK | st.lists(st.floats() | st.integers(), min_size=3, max_size=3))
+    with suppress(ValueError, TypeError, OverflowError):
+        columns = [np.array(content[each], np.float64) for each in samplers.Tableau._fields]
+        content["hash"] = interchange.digest_of(samplers.Tableau(*columns))
+    return json.dumps(content).encode()
+
+
 def on_context(both: tuple[str, tuple[str, ...]], folder: Path) -> None:
     vectors = contexts.parse(*both)
     assert np.all(np.isfinite(vectors))
@@ -351,6 +381,7 @@ SAMPLER = st.tuples(
 PROPERTIES: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "flags": (st.lists(FLAG, min_size=1, max_size=4), on_flags),
     "sampler": (SAMPLER, on_sampler),
+    "sampler-file": (sampler_files(), on_sampler_file),
     "context": (st.tuples(CONTEXT, CLASSES), on_context),
     "config": (mutated_config(), on_config),
     "config-text": (mutated(json.dumps(Config().to_dict()).encode()), on_config_text),

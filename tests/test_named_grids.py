@@ -138,6 +138,7 @@ def test_given_levels_decide_the_number_of_steps(tmp_path) -> None:
         ("levels:sigma=20,1,0.5", "sigma / alpha = .* lies outside the schedule"),
         ("levels:sigma=1,2,-3", "sigma / alpha = .* lies outside the schedule"),
         ("levels:path={}:unit=sigma", "path=.*: it must hold numbers, such as 14.6"),
+        ("levels:path=/none/such", "path=/none/such: it must hold numbers, such as 14.6"),
         ("levels:sigma=1,a", "sigma=1,a: it must be a number, one or more"),
         ("ays:model=sd2", "model=sd2: it must be sd1, sdxl, svd"),
         ("beta:a=0", "a=0.0, b=0.6: they must be above 0"),

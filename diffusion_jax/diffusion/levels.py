@@ -126,11 +126,11 @@ def read_levels(
     """
     given = list(t or sigma)
     if path is not None:
-        with open_file(path) as file:
-            words = file.read(LARGEST).decode(errors="replace").replace(",", " ").split()
         try:
+            with open_file(path) as file:
+                words = file.read(LARGEST).decode(errors="replace").replace(",", " ").split()
             given = [float(word) for word in words]
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"path={path}: it must hold numbers, such as 14.6: {error}") from None
     require(given, GIVE)
     return np.array(given[:-1] if given[-1] == 0 else given)

@@ -47,7 +47,7 @@ def read(path: Path) -> Tableau:
     found = read_json(path, LARGEST)
     known = isinstance(found, dict) and found.get("schema") == SCHEMA
     require(known, f'{path} is not a sampler file: it must be JSON with "schema": "{SCHEMA}"')
-    version = f"{path} is of version {found.get('version')}: this library reads version {VERSION}"
+    version = f"{path} is of version {found.get('version')!r}: this library reads version {VERSION}"
     require(found.get("version") == VERSION, version)
     try:
         tableau = check(Tableau(*(np.array(found[name], np.float64) for name in Tableau._fields)))
