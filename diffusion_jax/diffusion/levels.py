@@ -114,6 +114,9 @@ def levels(
     require((bool(t), bool(sigma), path is not None).count(True) == 1, GIVE)
     given = read_levels(t, sigma, path)
     require(len(given) == n, f"grid=levels: {len(given)} levels are given for {n} steps")
+    rise = np.flatnonzero(np.diff(given) >= 0)
+    pair = f"{given[rise[0]]:g} comes before {given[rise[0] + 1]:g}" if len(rise) else ""
+    require(not pair, f"grid=levels: {pair}: levels must fall strictly")
     return (at if t or (path and unit == "t") else at_ratio)(schedule, np.append(given, 0.0))
 
 
