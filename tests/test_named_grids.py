@@ -137,7 +137,7 @@ def test_given_levels_decide_the_number_of_steps(tmp_path) -> None:
         ("levels:sigma=5,3,3", "grid=levels: 3 comes before 3: levels must fall strictly"),
         ("levels:t=5000,7,3", r"t=.* lies outside the schedule: it must be in \[0, 1000\]"),
         ("levels:sigma=20,1,0.5", "sigma / alpha = .* lies outside the schedule"),
-        ("levels:sigma=1,2,-3", "sigma / alpha = .* lies outside the schedule"),
+        ("levels:sigma=2,1,-3", "sigma / alpha = .* lies outside the schedule"),
         ("levels:path={}:unit=sigma", "path=.*: it must hold numbers, such as 14.6"),
         ("levels:path=/none/such", "path=/none/such: it must hold numbers, such as 14.6"),
         ("levels:sigma=1,a", "sigma=1,a: it must be a number, one or more"),
