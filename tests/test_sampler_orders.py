@@ -33,7 +33,6 @@ CASES = {
     "edm without churn": ("edm", {"s_churn": 0.0}, 2),
     **{f"lms-{p}": ("lms", {"order": p}, p) for p in (1, 2, 3, 4)},
     **{f"ipndm-{p}": ("ipndm", {"order": p}, min(p, 2)) for p in (1, 2, 4)},
-    **{f"ipndm_v-{p}": ("ipndm_v", {"order": p}, min(p, 3)) for p in (1, 2, 3, 4)},
     "gradient_estimation": ("gradient_estimation", {}, 1),
     **{
         f"deis-{p} in {space}": ("deis", {"order": p, "space": space}, p)
@@ -105,7 +104,7 @@ WEAK = {  # with noise: the order of mean and deviation on Gaussian data
     "edm, dpmpp 3S": ("edm", {"s_churn": 5.0, "base": THIRD}, 3),
     "restart": ("restart", {"restart_min": 0.3, "restart_max": 3.0}, 2),
 }
-FINER = {"ipndm_v-3", "ipndm_v-4", "deis-4 in log_snr"}  # they need twice the steps
+FINER = {"deis-4 in log_snr"}  # it needs twice the steps
 
 
 def levels(n: int) -> grids.Grid:

@@ -70,8 +70,8 @@ EQUAL = (
         "dpm_solver_multistep:order=3:rule=exact:lower_order_final=false "
         "unipc:order=3:predict=eps:rule=exact:corrector=false:lower_order_final=false",
     ),
-    (ABOVE, "lms deis:space=ratio"),
-    ("always", "deis:space=ratio:order=2 ipndm_v:order=2"),
+    ("always", "ipndm_v deis:space=ratio lms:to_clean=false"),
+    (ABOVE, "lms ipndm_v"),
     ("always", "ipndm:order=2 gradient_estimation:ge_gamma=1.5"),
     ("always", "res dpmpp:rule=exact"),
     ("always", "res:predict=eps dpm_solver:rule=exact"),

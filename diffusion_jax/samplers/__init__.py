@@ -10,7 +10,7 @@ from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.grids import GRIDS, Grid, check, trailing
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import interchange
-from diffusion_jax.samplers.adams import deis, gradient_estimation, ipndm, ipndm_v, lms, pndm
+from diffusion_jax.samplers.adams import deis, gradient_estimation, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim, euler
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
@@ -35,10 +35,10 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "heun": heun,
     "dpm2": dpm_singlestep,
     "dpm2_ancestral": partial(dpm_singlestep, eta=1.0),
-    "lms": lms,
+    "lms": partial(deis, space="ratio", to_clean=True),
     "pndm": pndm,
-    "ipndm": ipndm,
-    "ipndm_v": ipndm_v,
+    "ipndm": partial(pndm, improved=True),
+    "ipndm_v": partial(deis, space="ratio"),
     "gradient_estimation": gradient_estimation,
     "runge_kutta": runge_kutta,
     "heunpp": heunpp,
