@@ -1,4 +1,4 @@
-"""The shared part of all apps: groups of flags, help, start, and errors as one line."""
+"""The shared part of all apps: flags, help, start, and errors as one line."""
 
 import dataclasses
 import os
@@ -28,21 +28,48 @@ from experiments.presets import PRESETS
 from experiments.terminal import outputs
 
 flags.disclaim_key_flags()  # the flags belong to the app that defines them
-SHIPPED = "checkpoints/sprites"  # the model that comes with the project
 WORTH_KEEPING = 0.1  # the fewest seconds of compilation
 LONGEST_NAME = 120  # the most characters of a file's or folder's name
 # The registries that --help explains, and the parameters in them that are not options.
 Shown = dict[str, tuple[spec.Registry, tuple[str, ...]]]
 CATALOGUES: dict[str, Shown] = {
-    "config": {name: (registry, SUPPLIED.get(name, ())) for name, registry in REGISTRIES.items()},
+    "preset": {name: (registry, SUPPLIED.get(name, ())) for name, registry in REGISTRIES.items()},
     "sampler": {
         "sampler": (SAMPLERS | FILES, ("schedule", "grid")),
         "grid": (GRIDS, ("schedule", "n")),
     },
-    "guidance": {"guidance": (GUIDANCES, ()), "threshold": (THRESHOLDS, ("x0",))},
+    "guidance": {"guidance": (GUIDANCES, ())},
+    "threshold": {"threshold": (THRESHOLDS, ("x0",))},
 }
-FIELDS = {each.name: each.default for each in dataclasses.fields(Config) if each.metadata}
 SHOWN: Shown = {}  # the registries of this app
+FIELDS = {each.name: each for each in dataclasses.fields(Config) if each.metadata}
+MAKERS: dict[type, Any] = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+COUNT = "how many devices to use; by default as many as give each an equal part of the images"
+JOIN = (
+    "join a job of several processes: HOST:PORT,COUNT,NUMBER are the address of process 0, the "
+    "number of processes and the number of this process; auto takes them from Slurm, Open MPI, "
+    "Kubernetes or the TPU pod"
+)
+CACHE = (
+    "the folder that keeps compiled programs for the next start, or an empty value for none; by "
+    "default JAX_COMPILATION_CACHE_DIR, or diffusion_jax in the user's cache folder"
+)
+SHARED: dict[str, tuple[type, Any, str]] = {  # flags of several apps
+    "run": (str, "checkpoints/sprites", "the run folder; by default the model of this project"),
+    "step": (int, None, "the training step of the checkpoint; by default the newest"),
+    "sampler": (str, "sa_solver:10", "the sampler and its options, such as ddim:25"),
+    "guidance": (str, None, "the scale of guidance, such as 2, or a kind of it and its options"),
+    "threshold": (str, "none", "how to keep predicted images within [-1, 1]"),
+    "devices": (int, None, COUNT),
+    "cpu_devices": (int, None, "how many CPU cores to use as devices; by default all"),
+    "processes": (str, None, JOIN),
+    "compilation_cache_dir": (str, None, CACHE),
+}
 
 
 class Args:
@@ -58,17 +85,9 @@ class Args:
         self._read.add(name)
         return self._values[name].value
 
-    def peek(self, name: str) -> Any:
-        """Return the value of a flag without counting it as read."""
-        return self._values[name].value
-
-    def given(self, name: str) -> bool:
-        """Return whether a flag is on the command line."""
-        return bool(self._values[name].present)
-
-    def differs(self, name: str) -> bool:
-        """Return whether a flag's value differs from its default."""
-        return bool(self.peek(name) != self._values[name].default)
+    def flag(self, name: str) -> flags.Flag:
+        """Return a flag without counting it as read."""
+        return self._values[name]
 
     def refuse_unread(self, what: str) -> None:
         """Raise InputError for a flag on the command line that nothing has read."""
@@ -84,27 +103,33 @@ def _own_flags(values: flags.FlagValues) -> list[flags.Flag]:
     return [flag for of in own for flag in of]
 
 
-def define_config() -> None:
-    """Define --preset and a flag for each field of Config that has a help text."""
-    about = " ".join(f"{name}: {make.__doc__}" for name, make in PRESETS.items())
-    flags.DEFINE_enum("preset", "course", list(PRESETS), f"where the settings start from. {about}")
-    define: dict[type, Any] = {
-        bool: flags.DEFINE_boolean,
-        int: flags.DEFINE_integer,
-        float: flags.DEFINE_float,
-        str: flags.DEFINE_string,
-    }
-    for field in dataclasses.fields(Config):
-        if "help" in field.metadata:
+def define(*names: str, **defaults: Any) -> None:
+    """Define flags of SHARED, some with different defaults.
+
+    The name "preset" defines --preset and a flag for each field of Config that has a help text.
+    """
+    for name in (*names, *defaults):
+        SHOWN.update(CATALOGUES.get(name, {}))
+        if name in SHARED:
+            kind, default, about = SHARED[name]
+            MAKERS[kind](name, defaults.get(name, default), about)
+            continue
+        about = "; ".join(f"{name}: {make.__doc__}" for name, make in PRESETS.items())
+        flags.DEFINE_enum("preset", "course", list(PRESETS), f"the settings to start from; {about}")
+        for field in FIELDS.values():
             about = f"{field.metadata['help']} (course: {field.default})"
-            define[type(field.default)](field.name, None, about)
-    SHOWN.update(CATALOGUES["config"])
+            MAKERS[type(field.default)](field.name, None, about)
+
+
+def define_seed(about: str, name: str = "seed") -> None:
+    """Define a flag for a seed."""
+    flags.DEFINE_integer(name, 0, about, 0, 2**32 - 1)
 
 
 def config(args: Args) -> Config:
     """Return the configuration that the flags describe. Raise InputError if it is invalid."""
-    chosen = PRESETS[args.preset]().override(**fields(args))
-    unread = chosen.null_context and args.given("keep_probability")
+    chosen = PRESETS[args.preset]().refine(**fields(args))
+    unread = chosen.null_context and args.flag("keep_probability").present
     require(not unread, "keep_probability: --null_context does not read it: leave it out")
     return chosen
 
@@ -118,52 +143,12 @@ def read_fields(words: Sequence[Sequence[str]], what: str) -> dict[str, Any]:
     """Return fields of Config from pairs of name and text. Raise InputError if one is invalid."""
     found = {}
     for name, text in words:
-        kind = spec.PLAIN[type(spec.choose(FIELDS, what, name))]
+        kind = spec.PLAIN[type(spec.choose(FIELDS, what, name).default)]
         try:
             found[name] = kind.read(text)
         except ValueError:
             raise InputError(f"{what}: {name}={text}: it must be {kind.label}") from None
     return found
-
-
-def define_run() -> None:
-    """Define --run and --step, which choose the model."""
-    flags.DEFINE_string("run", SHIPPED, "the run folder; by default the project's own model")
-    flags.DEFINE_integer("step", None, "the checkpoint; by default the newest")
-
-
-def define_devices() -> None:
-    """Define --devices and --cpu_devices."""
-    flags.DEFINE_integer("devices", None, "devices to use; by default as many as divide the batch")
-    flags.DEFINE_integer("cpu_devices", None, "CPU cores that count as devices; by default all")
-
-
-def define_sampler(default: str = "sa_solver:10") -> None:
-    """Define --sampler."""
-    flags.DEFINE_string(
-        "sampler", default, "the sampler, such as ddim:25 or unipc:10:order=3:grid=karras:rho=5"
-    )
-    SHOWN.update(CATALOGUES["sampler"])
-
-
-def define_guidance() -> None:
-    """Define --guidance and --threshold."""
-    flags.DEFINE_string(
-        "guidance", None, "guidance: a scale, such as 2, or cfg:2:rescale=0.7, cfg_pp, auto:run=RUN"
-    )
-    flags.DEFINE_string("threshold", "none", "how predicted images are kept within [-1, 1]")
-    SHOWN.update(CATALOGUES["guidance"])
-
-
-def define_processes() -> None:
-    """Define --processes."""
-    flags.DEFINE_string(
-        "processes",
-        None,
-        "for a job of several processes: HOST:PORT,COUNT,NUMBER, where HOST:PORT is that of "
-        "process 0 and NUMBER is this process's; or auto, to find them from Slurm, Open MPI, "
-        "Kubernetes or the TPU pod",
-    )
 
 
 def output_folder(path: str | None, default: Path, name: str = "out") -> Path:
@@ -200,12 +185,11 @@ def variant(label: str, args: Args, *names: str) -> str:
 
     Characters that are awkward in file names become _, and a checksum then keeps names distinct.
     """
-    values = {name: args.peek(name) for name in names if args.differs(name)}
-    words = [
-        f"{name}={','.join(value) if isinstance(value, list) else value}"
-        for name, value in values.items()
-    ]
-    whole = "-".join([label, *words])
+    words = [label]
+    for flag in map(args.flag, names):
+        value = ",".join(flag.value) if isinstance(flag.value, list) else flag.value
+        words += [f"{flag.name}={value}"] * (flag.value != flag.default)
+    whole = "-".join(words)
     plain = re.sub(r"[^\w.,=+-]+", "_", whole, flags=re.ASCII)[:LONGEST_NAME]
     return plain if plain == whole else f"{plain}-{zlib.crc32(whole.encode(errors='replace')):08x}"
 
@@ -217,6 +201,12 @@ def numbers(name: str, words: Sequence[str], kind: Callable[[str], Any] = float)
     except ValueError:
         what = "whole numbers" if kind is int else "numbers"
         raise InputError(f"{name}={','.join(words)}: they must be {what}") from None
+
+
+def devices(args: Args) -> list[jax.Device]:
+    """Return the devices that --devices asks for, by default all of this process."""
+    count = args.devices
+    return jax.local_devices() if count is None else parallel.choose_devices(max(count, 1), count)
 
 
 def describe(devices: Sequence[jax.Device]) -> str:
@@ -238,7 +228,8 @@ def run(main: Callable[[Args], None]) -> None:
     So does an error of the system, such as a lack of permission, a full disk, or a file where a
     folder should be.
     """
-    _define_cache()
+    if "compilation_cache_dir" not in flags.FLAGS:
+        define("compilation_cache_dir")
     with outputs(sys.stdout, sys.stderr):
         if {"--help", "-help", "--helpshort", "-h", "-?"} & {*sys.argv[1:]}:
             print(_help())
@@ -275,13 +266,9 @@ def _guarded(main: Callable[[Args], None], argv: Sequence[str]) -> None:
 
 def _run_job(main: Callable[[Args], None], args: Args) -> None:
     """Run main in one process of several. If it fails, exit at once, which ends the others."""
-    processes = args.processes
-    print(
-        f"waiting for all processes, at most {parallel.START} s: processes={processes}",
-        file=sys.stderr,
-        flush=True,
-    )
-    parallel.start_processes(processes)
+    words = f"waiting for all processes, at most {parallel.START} s: processes={args.processes}"
+    print(words, file=sys.stderr, flush=True)
+    parallel.start_processes(args.processes)
     try:
         main(args)
         parallel.wait_for_all()
@@ -291,12 +278,9 @@ def _run_job(main: Callable[[Args], None], args: Args) -> None:
         if not (isinstance(error, OSError) and error.errno):  # those take one line
             traceback.print_exc()
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(
-            f"error: this process of {jax.process_count()} stops, because it failed or another "
-            f"one was lost: {what}",
-            file=sys.stderr,
-            flush=True,
-        )
+        count = jax.process_count()
+        words = f"error: this process of {count} stops, because it failed or another one was lost"
+        print(f"{words}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # an orderly end would wait for the others
 
@@ -306,11 +290,11 @@ def _help() -> str:
     lines = [textwrap.dedent(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for flag in _own_flags(flags.FLAGS):
         head = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-        if flag.default not in (None, "") and not flag.boolean:
+        if flag.default not in (None, "", []) and not flag.boolean:
             head += f"={(flag.default_as_str or '').strip(chr(39))}"
         lines += _two_columns(head, flag.help)
     if SHOWN:
-        lines += ["", "Options are listed with their defaults; of words with | between, the first."]
+        lines += ["", "Options have the defaults shown; of choices a|b, the first is the default."]
     for name, (registry, hidden) in SHOWN.items():
         where = "grid, an option of every sampler" if name == "grid" else f"--{name}"
         usage = "NAME:STEPS" if name == "sampler" else "NAME"
@@ -326,16 +310,6 @@ def _two_columns(head: str, text: str, indent: int = 24, width: int = 96) -> lis
     return [f"  {head:{indent - 2}}{lines[0].strip()}", *lines[1:]]
 
 
-def _define_cache() -> None:
-    if "compilation_cache_dir" not in flags.FLAGS:
-        flags.DEFINE_string(
-            "compilation_cache_dir",
-            None,
-            "where compiled programs are kept for the next time; empty: nowhere; by default "
-            "JAX_COMPILATION_CACHE_DIR, or diffusion_jax in the user's cache folder",
-        )
-
-
 def _use_cache(folder: str | None) -> None:
     """Make JAX keep what it compiles. Its own environment variable overrides the default folder.
 
@@ -345,9 +319,9 @@ def _use_cache(folder: str | None) -> None:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(caches):  # otherwise the user has no home
             folder = str(Path(caches) / "diffusion_jax")
-    if folder and Path(folder).exists() and not Path(folder).is_dir():
-        raise InputError(f"compilation_cache_dir={folder!r} is a file: name a folder")
     if folder is not None:
+        fits = not folder or not Path(folder).exists() or Path(folder).is_dir()
+        require(fits, f"compilation_cache_dir={folder!r} is a file: name a folder")
         jax.config.update("jax_compilation_cache_dir", folder or None)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)

@@ -30,24 +30,17 @@ from experiments import app
 from experiments.app import Args
 
 SUFFIX = ".sampler"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-app.define_config()
-app.define_sampler("ddim:25")
+app.define("preset", sampler="ddim:25")
 flags.DEFINE_string("from", None, "a run folder, or a .pth, .pt or .safetensors file")
-flags.DEFINE_string(
-    "to", None, "the new run folder, .pth, .pt, .safetensors, .sampler or .json file"
-)
-flags.DEFINE_integer("step", None, "the checkpoint of the run folder; by default the newest")
-flags.DEFINE_float("sigma_rel", None, "the width of the average as a part of the run, up to 0.28")
-flags.DEFINE_boolean("scale", False, ".sampler: take the scale of guidance as a third argument")
-flags.DEFINE_enum("compute", "float32", list(PRECISIONS), ".sampler: what the network computes in")
-flags.DEFINE_multi_enum(
-    "platforms",
-    list(exporting.PLATFORMS),
-    ["cpu", "cuda", "rocm", "tpu"],
-    ".sampler: what the file can run on",
-)
-flags.DEFINE_integer("cpu_devices", 1, "CPU cores that count as devices")
+flags.DEFINE_string("to", None, "the new run folder, or .pth, .pt, .safetensors, .sampler or .json file")
+flags.DEFINE_integer("step", None, "the training step of the checkpoint; by default the newest")
+flags.DEFINE_float("sigma_rel", None, "the width of the average relative to the run, up to 0.28")
+flags.DEFINE_boolean("scale", False, "of a .sampler: take the scale of guidance as an argument")
+flags.DEFINE_enum("compute", "float32", list(PRECISIONS), "of a .sampler: the network's precision")
+flags.DEFINE_list("platforms", list(exporting.PLATFORMS), f"of a .sampler: {', '.join(PLATFORMS)}")
+flags.DEFINE_integer("cpu_devices", 1, "how many CPU cores to use as devices")
 flags.mark_flags_as_required(["from", "to"])
 
 
@@ -71,7 +64,7 @@ def main(args: Args) -> None:
 def from_torch(args: Args, source: Path, target: Path) -> None:
     """Make a run folder from a state_dict file."""
     config = app.config(args)
-    require(not args.given("network"), "network: the weights decide it: leave it out")
+    require(not args.flag("network").present, "network: the weights decide it: leave it out")
     args.refuse_unread("a conversion from PyTorch")
     check_new(target)
     state_dict = torch_weights.read_state_dict(source)
@@ -104,6 +97,8 @@ def to_torch(args: Args, source: Path, target: Path) -> None:
 def to_sampler(args: Args, source: Path, target: Path) -> None:
     """Write a run's model and a sampler as one file."""
     step, text, names = args.step, args.sampler, args.platforms
+    known = names and {*names} <= {*PLATFORMS}
+    require(known, f"platforms={','.join(names)}: choose from {', '.join(PLATFORMS)}")
     options = {"guidance": args.scale, "dtype": args.compute, "platforms": names}
     args.refuse_unread("the conversion to a .sampler file")
     exporting.check_new(target)

@@ -7,9 +7,9 @@
   python -m experiments.edit --edit=interpolate:seeds=3,7 --context=food
   python -m experiments.edit --edit=contexts --context="hero; spell"
 
-The images are the run's own unless --data names others. sdedit takes any sampler. The other edits
-use the steps and the grid of --sampler=ddim. The app writes edited.png and edited.npy into
-RUN/edits/EDIT.
+The images come from the run's data unless --data names others. sdedit takes any sampler. The other
+edits use DDIM, with the steps and the grid that --sampler names. The app writes edited.png and
+edited.npy.
 """
 
 from pathlib import Path
@@ -25,26 +25,21 @@ from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.runs.config import Config
 from diffusion_jax.sampling.editing import EDITS, Editor
 from diffusion_jax.spec import Spec
-from diffusion_jax.typing import check_seed, require
+from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args
 
 BACK = ("reconstruct", "interpolate")  # the edits in which DDIM turns images into noise
 VARIED = ("step", "data", "pick", "context", "seed", "guidance", "threshold")
 
-app.define_run()
-app.define_sampler("")
-app.define_guidance()
-app.define_devices()
-flags.DEFINE_string("edit", "sdedit", "what to do")
+app.define("run", "step", "guidance", "threshold", "devices", "cpu_devices", sampler="")
+flags.DEFINE_string("edit", "sdedit", "the kind of edit and its options")
 app.SHOWN["edit"] = (EDITS, ("editor",))
 flags.DEFINE_string("data", None, "the images, such as npy:images=FILE.npy; by default the run's")
-flags.DEFINE_list("pick", None, "numbers of the images; by default the first 8, or 2")
-flags.DEFINE_string("context", None, "the context of all images; by default each one's own")
-flags.DEFINE_integer("seed", 0, "the seed of the noise")
-flags.DEFINE_string(
-    "out", None, "folder of the results; by default RUN/edits/EDIT and the flags that differ"
-)
+flags.DEFINE_list("pick", None, "the numbers of the images; by default the first 8, or 2")
+flags.DEFINE_string("context", None, "the context of all images; by default each image's own")
+app.define_seed("the seed of the noise")
+flags.DEFINE_string("out", None, "the folder to write to; by default RUN/edits/SETTINGS")
 
 
 def main(args: Args) -> None:
@@ -57,7 +52,7 @@ def main(args: Args) -> None:
     from_noise = edit.name == "contexts" or bool(edit.options.get("seeds"))
     images, context = (two_contexts if from_noise else inputs)(args, edit, config)
     if edit.name in ("sdedit", "inpaint"):
-        options["seed"] = check_seed(args.seed)
+        options["seed"] = args.seed
     label = f"{edit.slug}-{sampler.slug}" if args.sampler else edit.slug
     out = app.output_folder(args.out, folder / "edits" / app.variant(label, args, *VARIED))
     options["devices"] = choose_devices(len(context), args.devices)
@@ -111,14 +106,15 @@ def inputs(args: Args, edit: Spec, config: Config) -> tuple[np.ndarray, np.ndarr
 
 def two_contexts(args: Args, edit: Spec, config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Return no images, and the two contexts of an interpolation."""
-    nothing = np.empty((0, 1, 1, 1), np.float32)
-    if args.context is None:
-        require(edit.name != "contexts", 'contexts needs two of them: --context="hero; spell"')
-        return nothing, np.zeros((2, config.n_cfeat), np.float32)
-    vectors = read_contexts(args, config)
-    wanted = 2 if edit.name == "contexts" else 1
-    require(wanted <= len(vectors) <= 2, f"context={args.context!r}: it must be two, split by a ;")
-    return nothing, vectors
+    vectors, wanted = np.zeros((2, config.n_cfeat), np.float32), 1
+    if edit.name == "contexts":
+        require(args.context is not None, 'contexts needs two of them: --context="hero; spell"')
+        wanted = 2
+    if args.context is not None:
+        vectors = read_contexts(args, config)
+    fits = wanted <= len(vectors) <= 2
+    require(fits, f"context={args.context!r}: it must be two, separated by ;")
+    return np.empty((0, 1, 1, 1), np.float32), vectors
 
 
 def read_contexts(args: Args, config: Config) -> np.ndarray:

@@ -19,38 +19,33 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
 from diffusion_jax import evaluation, samplers
 from diffusion_jax.data import load_npy
-from diffusion_jax.evaluation import LEAST, MOST, Real, Row, classifier
+from diffusion_jax.evaluation import LEAST, MOST, Real, classifier
 from diffusion_jax.files import read_json, write_atomically
-from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import environment, load_config, load_model
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.reports import Section, gallery, table, write_report
-from diffusion_jax.typing import InputError, check_seed, require
-from experiments import app
+from diffusion_jax.typing import InputError, require
+from experiments import app, tables
 from experiments.app import Args, describe, say
 
 EACH = 16  # images in a row of the report
 ROWS = 32  # the most classes in the report
 VARIED = ("step", "guidance", "threshold", "n", "seed", "real_n")  # change the results
 
-app.define_run()
-app.define_sampler()
-app.define_guidance()
-app.define_devices()
-flags.DEFINE_string("data", None, "the real images, in place of those that the run was trained on")
-flags.DEFINE_string("samples", None, "measure this .npy file of images instead of drawing any")
-flags.DEFINE_integer("n", 5000, f"samples to draw, {LEAST} to {MOST}")
-flags.DEFINE_integer("real_n", 5000, f"real images in each of two sets, {LEAST} to {MOST}")
-flags.DEFINE_integer("batch_size", 500, "images sampled at once")
-flags.DEFINE_integer("seed", 0, "the seed of the samples")
+app.define("run", "step", "sampler", "guidance", "threshold", "devices", "cpu_devices")
+flags.DEFINE_string("data", None, "the real images; by default those of the run's data")
+flags.DEFINE_string("samples", None, "a .npy file of images to measure instead of new samples")
+flags.DEFINE_integer("n", 5000, f"samples to draw, {LEAST} to {MOST}", LEAST, MOST)
+flags.DEFINE_integer("real_n", 5000, f"images in each of two real sets, from {LEAST}", LEAST, MOST)
+flags.DEFINE_integer("batch_size", 500, "images sampled at once", 1, 2**16)
+app.define_seed("the seed of the samples")
 flags.DEFINE_string("out", None, "the folder to write to; by default RUN/evaluation")
-flags.DEFINE_string("name", None, "the files' name; by default of the settings, or the file's")
+flags.DEFINE_string("name", None, "the name of the files; by default the settings")
 
 
 def main(args: Args) -> None:
@@ -58,29 +53,34 @@ def main(args: Args) -> None:
     folder = Path(args.run)
     config = load_config(folder)
     out = app.output_folder(args.out, folder / "evaluation")
-    count = args.devices
-    devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)
+    devices = app.devices(args)
     data, known = (args.data, ()) if args.data else (config.data, config.fingerprint)
     real = evaluation.real_images(data, args.real_n, known=known)
     evaluation.check_shape(real, config.image_shape, config.n_cfeat)
-    draw = read if args.samples else sample
-    name, settings, drawn = draw(args, config, real, devices)
+    plan = read if args.samples else sample
+    name, settings, draw = plan(args, config, real, devices)
     settings |= {"run": args.run, "data": data, "real_n": args.real_n}
     require(Path(name).name == name, f"name={name!r}: it must be a file's name, without a folder")
     check_name(out / f"{name}.json", settings)
     args.refuse_unread("--samples")
     print(f"{folder}, {name}: {describe(devices)}; real images: {real.origin}", flush=True)
     begin = time.perf_counter()
-    images, labels = drawn()
+    images, labels = draw()
     seconds = {"sampling": time.perf_counter() - begin}
     params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
     begin = time.perf_counter()
     measured, near = evaluation.evaluate(images, labels, real, params, devices)
     seconds["measuring"] = time.perf_counter() - begin
-    show(measured, seconds)
+    columns = {
+        "samples": {k: row.samples for k, row in measured.items()},
+        "real against real": {k: row.real for k, row in measured.items()},
+    }
+    print(tables.table([{"measure": k} | {c: columns[c][k] for c in columns} for k in measured]))
+    print(", ".join(f"{what}: {value:.1f} s" for what, value in seconds.items()))
     record = {
         "measures": {
-            k: {s: v._asdict() for s, v in r._asdict().items()} for k, r in measured.items()
+            k: {side: {"value": v.value, "error": v.error} for side, v in row._asdict().items()}
+            for k, row in measured.items()
         },
         "real": real.origin,
         "seconds": seconds,
@@ -89,8 +89,11 @@ def main(args: Args) -> None:
         "versions": environment.versions(),
     }
     write_atomically(out / f"{name}.json", (json.dumps(record, indent=2) + "\n").encode())
+    measures = Section("Measures, with standard errors", table(columns))
+    sections = [measures, *galleries(images, labels, real, near)]
+    summary = {"samples": len(images), "real images": real.origin}
     title = f"{args.run}, {name}"
-    report(out / f"{name}.html", title, images, real, measured, near, labels)
+    write_report(out / f"{name}.html", title=title, summary=summary, sections=sections)
     print(f"written: {out / name}.json, {out / name}.html")
 
 
@@ -98,21 +101,14 @@ def sample(args: Args, config: Config, real: Real, devices: Any) -> tuple[str, d
     """Return a name, the settings that determine the results, and a function that draws samples."""
     schedule = config.build_schedule()
     spec = samplers.parse(args.sampler, schedule)
-    tableau = samplers.build(spec, schedule)
-    options = app.check_guidance(args, config) | {"seed": check_seed(args.seed)}
-    n, batch = args.n, args.batch_size
-    require(LEAST <= n <= MOST, f"n={n}: it must be in {LEAST}..{MOST}")
-    require(1 <= batch <= 2**16, f"batch_size={batch}: it must be in 1..65536")
+    tableau, labels = samplers.build(spec, schedule), real.reference.labels
+    options = app.check_guidance(args, config)
+    options |= {"seed": args.seed, "batch_size": args.batch_size}
     settings = {"sampler": str(spec)} | {name: getattr(args, name) for name in VARIED}
-    model, labels = load_model(args.run, args.step), real.reference.labels
+    model, n = load_model(args.run, args.step), args.n
     name = args.name or app.variant(spec.slug, args, *VARIED)
-    return (
-        name,
-        settings,
-        lambda: evaluation.draw_like(
-            model, tableau, labels, n, devices, batch_size=batch, **options
-        ),
-    )
+    draw = evaluation.draw_like
+    return name, settings, lambda: draw(model, tableau, labels, n, devices, **options)
 
 
 def read(args: Args, config: Config, real: Real, devices: Any) -> tuple[str, dict, Any]:
@@ -132,47 +128,20 @@ def check_name(path: Path, settings: dict[str, Any]) -> None:
     require(same, f"{path} holds results of other settings: give another --name, or remove it")
 
 
-def show(measured: dict[str, Row], seconds: dict[str, float]) -> None:
-    """Print a table of the measures."""
-    print(f"{'measure':28} {'samples':>22}  {'real against real':>22}")
-    for name, row in measured.items():
-        print(f"{name:28} {row.samples!s:>22}  {row.real!s:>22}")
-    print(", ".join(f"{what}: {value:.1f} s" for what, value in seconds.items()))
-
-
-def report(
-    path: Path,
-    title: str,
-    images: np.ndarray,
-    real: Real,
-    measured: dict[str, Row],
-    near: Any,
-    labels: np.ndarray | None,
-) -> None:
-    """Write the report: measures, samples by class, and samples nearest to training images."""
+def galleries(images: np.ndarray, labels: Any, real: Real, near: Any) -> list[Section]:
+    """Return the samples by class, and the samples nearest to training images."""
     rows = {"samples": images[: 4 * EACH]}
     if labels is not None and classifier.has_classes(real.reference):
-        owner = labels.argmax(1)
-        rows = {
-            label: images[owner == number][:EACH]
-            for number, label in enumerate(real.reference.class_names[:ROWS])
-            if np.any(owner == number)
-        }
-    numbers = {
-        "samples": {label: row.samples for label, row in measured.items()},
-        "real against real": {label: row.real for label, row in measured.items()},
-    }
-    sections = [
-        Section("Measures, with standard errors", table(numbers)),
-        Section("Samples", gallery(rows, columns=EACH)),
-    ]
+        names, owner = real.reference.class_names[:ROWS], labels.argmax(1)
+        found = {name: images[owner == number][:EACH] for number, name in enumerate(names)}
+        rows = {name: part for name, part in found.items() if len(part)}
+    sections = [Section("Samples", gallery(rows, columns=EACH))]
     if real.seen is not None:
         chosen = np.argsort(near.distances[:, 0])[:EACH]
         pairs = {"samples": images[chosen], "training": real.seen.images[near.indices[chosen, 0]]}
         heading = "The samples nearest to training images"
         sections.append(Section(heading, gallery(pairs, columns=EACH)))
-    summary = {"samples": len(images), "real images": real.origin}
-    write_report(path, title=title, summary=summary, sections=sections)
+    return sections
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measure this library for the benchmark: its programs, samplers and training."""
+"""What the benchmark measures of this library: its programs, samplers and training."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import parallel, samplers, timing, training
+from diffusion_jax import parallel, samplers, training
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks.precisions import computing_in, products_in
 from diffusion_jax.runs.config import Config
@@ -20,12 +20,11 @@ from diffusion_jax.typing import InputError
 
 Record = dict[str, Any]
 STATES = 8  # batches that sampling holds beside a pass: the state, a prediction, registers
-SWEEP = (1, 2, 3, 10, 25, 50, 100, 333, 500, 1000)
 BATCHES = 8  # batches in the data set that training is timed on
 
 
 class Setting(NamedTuple):
-    """Everything that determines the program, which the sampler and its steps do not."""
+    """All that determines the program for sampling, which serves every sampler."""
 
     model: Model
     batch: int
@@ -83,6 +82,19 @@ def check_memory(setting: Setting, needed: int) -> None:
         )
 
 
+def program_row(name: str, words: Record, found: Record, flop: float) -> Record:
+    """Return a program as a row of a table. found: from hardware.first_run."""
+    counts = ", ".join(f"{n} {kind}" for kind, n in found["collectives"].items())
+    return {"program": name, **words} | {
+        "first call, s": found["cold"]["seconds"],
+        "of it XLA, s": found["cold"]["xla_seconds"],
+        "from cache, s": found.get("cached"),
+        "GFLOP a pass or step": flop / 1e9,
+        "MiB a device": found["memory_bytes"] / 2**20,
+        "collectives": counts or "none",
+    }
+
+
 def compile_program(setting: Setting) -> Record:
     """Return the cost of the setting's sampling program before its first row, cold and cached."""
     run = partial(setting.draw, samplers.build("ddim", setting.model.schedule, 1), rows=0)
@@ -90,23 +102,7 @@ def compile_program(setting: Setting) -> Record:
         jax.clear_caches()
         record = hardware.first_run(run, setting.devices[0])
         jax.clear_caches()
-        return record | {"cached": hardware.first_run(run, setting.devices[0])["cold"]}
-
-
-def count_sweep(setting: Setting, steps: Sequence[int] = SWEEP) -> Record:
-    """Count the programs that all samplers at many numbers of steps compile, from none."""
-    jax.clear_caches()
-    steps = [n for n in steps if n <= setting.model.schedule.steps]
-    with timing.counting() as compilations:
-        for name in samplers.SAMPLERS:
-            for n in steps:
-                setting.draw(samplers.build(name, setting.model.schedule, n), rows=0)
-    return {
-        "samplers": list(samplers.SAMPLERS),
-        "steps": steps,
-        "runs": len(steps) * len(samplers.SAMPLERS),
-        "compilations": compilations.count,
-    }
+        return record | {"cached": hardware.first_run(run, setting.devices[0])["cold"]["seconds"]}
 
 
 def solver_errors(setting: Setting, tableaus: Mapping[str, Tableau]) -> dict[str, float | None]:
@@ -142,14 +138,12 @@ class Trainer:
         axes = (None, 0, 0, 0, None, None), (None, None)
         step = parallel.data_parallel(training.train_step(task), *axes, devices=devices)
         key = jax.eval_shape(lambda: jax.random.key(0))
-        rate = np.float32(1e-3)
-        one = images[first], labels[first], first, key, rate
+        one = images[first], labels[first], first, key, np.float32(1e-3)
         self.flop = count * hardware.flop(step, state, *one)
         self.state, *self.dataset = parallel.replicate((state, images, labels), devices)
         self.chunk = training.train_chunk(task, devices)
         with hardware.empty_cache():
             self.record = hardware.first_run(partial(self.run, 0), devices[0])
-        self.record |= {"flop_per_pass": self.flop}
 
     def run(self, steps: int) -> Any:
         """Take a number of further steps."""

@@ -6,14 +6,16 @@
   python -m experiments.sample --compare=ddpm:500,ddim:25
 
 The app writes samples.png, samples.npy and the denoising animation as GIF and as HTML. It prints
-how long sampling took, and separately how long compilation took.
+how long sampling took, and separately how long compilation took. With --compare, it draws the same
+noise by several samplers, and writes one picture.
 """
 
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -30,7 +32,7 @@ from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.sampling.draw import images_at_once
 from diffusion_jax.timing import process_seconds
-from diffusion_jax.typing import check_seed, require
+from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, describe, say
 
@@ -39,103 +41,22 @@ SHOWN = 256  # the most images in a picture
 COLUMNS = 16  # the widest row of a picture
 VARIED = ("step", "n", "seed", "context", "dtype", "guidance", "threshold")  # change the images
 
-app.define_run()
-app.define_sampler()
-app.define_guidance()
-app.define_devices()
-app.define_processes()
-flags.DEFINE_string("compare", None, "time samplers side by side, such as ddpm:500,ddim:25")
-flags.DEFINE_integer("n", None, "images in all; by default 8 of each context, or 32 without")
-flags.DEFINE_integer("batch_size", None, "images at once; by default up to 1024 of 16x16")
-flags.DEFINE_integer("seed", 0, "the seed: image i is the same in every batch and on all devices")
-flags.DEFINE_string(
-    "context",
-    None,
-    'contexts separated by ";": class names, weights such as food=0.6,spell=0.4, a number for '
-    "each class, or none; by default one of each class",
+CONTEXTS = (
+    'contexts separated by ";", each a class name, weights such as food=0.6,spell=0.4, a number '
+    "for each class, or none; by default one context for each class"
 )
-flags.DEFINE_enum(
-    "frames",
-    "course",
-    ["course", "all", "none"],
-    "the animation's frames: the course's choice, after every step, or no animation",
-)
-flags.DEFINE_enum("dtype", "float32", list(PRECISIONS), "what the network computes in")
+FRAMES = "the frames of the animation: the course's choice, every step, or no animation"
+app.define("run", "step", "sampler", "guidance", "threshold")
+app.define("devices", "cpu_devices", "processes")
+flags.DEFINE_string("compare", None, "samplers to compare, such as ddpm:500,ddim:25")
+flags.DEFINE_integer("n", None, "how many images; by default 8 for each context, or 32 for one")
+flags.DEFINE_integer("batch_size", None, "images at once; by default up to 1024 of 16x16", 1)
+app.define_seed("the seed; image i does not depend on --n, the batch size or the devices")
+flags.DEFINE_string("context", None, CONTEXTS)
+flags.DEFINE_enum("frames", "course", ["course", "all", "none"], FRAMES)
+flags.DEFINE_enum("dtype", "float32", list(PRECISIONS), "the precision of the network")
 flags.DEFINE_enum("scaling", "clip", list(pictures.SCALINGS), "how values become colours")
-flags.DEFINE_string(
-    "out",
-    None,
-    "folder of the results; by default RUN/samples/SAMPLER and the flags that differ from their "
-    "defaults",
-)
-
-
-class Timed(NamedTuple):
-    """The samples to show, the seconds of sampling, and those of the compilation before it."""
-
-    samples: Samples
-    seconds: float
-    compilation: float
-
-
-class Job(NamedTuple):
-    """The number of images of each name, the context of each image, and options.
-
-    options: arguments of sample that all images share.
-    """
-
-    model: Model
-    names: dict[str, int]
-    context: np.ndarray
-    batch_size: int
-    options: dict[str, Any]
-
-    def run(
-        self,
-        tableau: Tableau,
-        shown: np.ndarray,
-        frames: Sequence[int] | None = None,
-        path: Path | None = None,
-    ) -> Timed:
-        """Sample, after a run of zero rows that only compiles.
-
-        Keep the images at the indices in shown, and write all images to a .npy file at path.
-        """
-        first, file = 0, None
-        shape = (len(self.context), *self.model.network.image_shape)
-
-        def keep(batch: Samples) -> Samples:
-            nonlocal first
-            require(np.all(np.isfinite(batch.images)), "the samples are not finite numbers")
-            if file is not None:
-                file.write(batch.images.tobytes())
-            at = shown[(first <= shown) & (shown < first + len(batch.images))] - first
-            first += len(batch.images)
-            return batch.take(at)
-
-        def go(n: int, **given: Any) -> Samples:
-            given |= {"context": self.context[:n], "batch_size": self.batch_size, "frames": frames}
-            return sample(self.model, tableau, n, **given, **self.options)
-
-        begin = time.perf_counter()
-        go(self.batch_size, rows=0)
-        compiled = time.perf_counter()
-        with ExitStack() as held:
-            if path is not None:
-                file = held.enter_context(open_atomically(path))
-                header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(file, header)
-            samples = go(len(self.context), keep=keep)
-        return Timed(samples, time.perf_counter() - compiled, compiled - begin)
-
-    def shown(self) -> tuple[dict[str, int], np.ndarray]:
-        """Return how many images of each name a picture shows, and their indices."""
-        each = max(1, SHOWN // len(self.names))
-        counts = np.array(list(self.names.values()))
-        starts = np.cumsum(counts) - counts
-        names = {name: min(each, count) for name, count in list(self.names.items())[:SHOWN]}
-        counted = zip(names.values(), starts[: len(names)], strict=True)
-        return names, np.concatenate([start + np.arange(count) for count, start in counted])
+flags.DEFINE_string("out", None, "the folder to write to; by default RUN/samples/SETTINGS")
 
 
 def main(args: Args) -> None:
@@ -143,29 +64,33 @@ def main(args: Args) -> None:
     folder = Path(args.run)
     with alike():
         config = load_config(folder)
-        names, context = choose_contexts(args, config)
+        labels, context = choose_contexts(args, config)
         options = app.check_guidance(args, config)
         tableaus = choose_samplers(args, config)
         named = "" if args.compare else app.variant(next(iter(tableaus)), args, *VARIED)
         out = app.output_folder(args.out, folder / "samples" / named)
-        count = args.devices
-        devices = first_devices(len(context)) if count is None else choose_devices(count, count)
-        options |= {"seed": check_seed(args.seed), "dtype": args.dtype, "devices": devices}
+        count, n = args.devices, len(context)
+        devices = first_devices(n) if count is None else choose_devices(count, count)
+        options |= {"seed": args.seed, "dtype": args.dtype, "devices": devices}
     model = load_model(folder, args.step)
-    batch = images_at_once(len(context), model, args.batch_size)
-    job = Job(model, names, context, batch, options)
-    layout, frames = {"scaling": args.scaling}, "" if args.compare else args.frames
+    options |= {"context": context, "batch_size": images_at_once(n, model, args.batch_size)}
+    layout, rule = {"scaling": args.scaling}, "none" if args.compare else args.frames
     args.refuse_unread("--compare")
-    say(f"{folder}: {len(context)} images on {describe(devices)}")
+    say(f"{folder}: {n} images on {describe(devices)}")
     if args.compare:
-        compare(
-            out / f"{app.variant('compare-' + '-'.join(tableaus), args, *VARIED)}.png",
-            job,
-            tableaus,
-            layout,
-        )
-    else:
-        draw(out, job, *next(iter(tableaus.items())), frames, layout)
+        name = app.variant("compare-" + "-".join(tableaus), args, *VARIED)
+        compare(out / f"{name}.png", model, tableaus, options, layout)
+        return
+    ((label, tableau),) = tableaus.items()
+    shown, rows = arrange(labels, n)
+    frames = None if rule == "none" else frame_rows(tableau, model.schedule.steps, rule)
+    path = out / "samples.npy" if is_first() else None
+    samples, _ = draw(label, model, tableau, shown, options | {"frames": frames}, path)
+    say(f"the images were there {process_seconds():.1f} s after the start of the process")
+    if is_first():
+        if len(shown) < n:
+            say(f"the pictures show {len(shown)} of the {n} images")
+        write(out, samples, rows, layout)
 
 
 def choose_samplers(args: Args, config: Config) -> dict[str, Tableau]:
@@ -176,47 +101,77 @@ def choose_samplers(args: Args, config: Config) -> dict[str, Tableau]:
     return {spec.slug: samplers.build(spec, schedule) for spec in specs}
 
 
-def choose_contexts(args: Args, config: Config) -> tuple[dict[str, int], np.ndarray]:
-    """Return the number of images of each context, keyed by name, and each image's context."""
-    width = config.n_cfeat
+def choose_contexts(args: Args, config: Config) -> tuple[list[str], np.ndarray]:
+    """Return the names of the contexts, and the context of each image."""
+    names, width = list(config.class_names), config.n_cfeat
+    vectors = np.eye(width, dtype=np.float32)
     if args.context is not None:
         require(not config.null_context, "context: this run was trained without context")
         vectors = contexts.parse(args.context, config.class_names)
-        labels = [part.strip() for part in args.context.split(";") if part.strip()]
-        once = len(set(labels)) == len(labels)
+        names = [part.strip() for part in args.context.split(";") if part.strip()]
+        once = len(set(names)) == len(names)
         require(once, f"context={args.context!r}: each context must occur once")
     elif config.null_context:
-        vectors, labels = np.zeros((1, width), np.float32), ["none"]
-    else:
-        vectors, labels = np.eye(width, dtype=np.float32), list(config.class_names)
-    least, n = len(labels), args.n
-    if n is None:
-        n = 8 * least if least > 1 else 32
+        names, vectors = ["none"], np.zeros((1, width), np.float32)
+    least = len(names)
+    n = args.n if args.n is not None else (8 * least if least > 1 else 32)
     fits = least <= n <= MOST
     require(fits, f"n={n}: it must be at least {least}, one for each context, and at most {MOST}")
-    owner = np.arange(n) * least // n
-    counts = np.bincount(owner)
-    return {label: int(count) for label, count in zip(labels, counts, strict=True)}, vectors[owner]
+    return names, vectors[np.arange(n) * least // n]
+
+
+def arrange(names: Sequence[str], n: int) -> tuple[np.ndarray, pictures.Rows]:
+    """Return the indices of the images that a picture shows, and the rows that they fill."""
+    most = max(1, SHOWN // len(names))
+    starts = -(-np.arange(len(names) + 1) * n // len(names))
+    parts = [np.arange(*pair)[:most] for pair in pairwise(starts)][:SHOWN]
+    counts = {name: len(part) for name, part in zip(names, parts, strict=False)}
+    return np.concatenate(parts), pictures.Rows(counts, COLUMNS)
 
 
 def draw(
-    out: Path, job: Job, label: str, tableau: Tableau, rule: str, layout: dict[str, Any]
-) -> None:
-    """Sample once, and write the images and the animation."""
-    frames = None if rule == "none" else frame_rows(tableau, job.model.schedule.steps, rule)
-    n, (names, shown) = len(job.context), job.shown()
-    path = out / "samples.npy" if is_first() else None
-    samples, seconds, compilation = job.run(tableau, shown, frames, path)
+    label: str,
+    model: Model,
+    tableau: Tableau,
+    shown: np.ndarray,
+    options: dict[str, Any],
+    path: Path | None = None,
+) -> tuple[Samples, float]:
+    """Return the samples at the indices in shown, and the seconds of sampling.
+
+    Compile first, by a run of zero rows. Write all images to a .npy file at path.
+    """
+    context, size, first = options["context"], options["batch_size"], 0
+    n, shape = len(context), model.network.image_shape
+
+    def keep(batch: Samples) -> Samples:
+        nonlocal first
+        require(np.all(np.isfinite(batch.images)), "the samples are not finite numbers")
+        if path is not None:
+            file.write(batch.images.tobytes())
+        at = shown[(first <= shown) & (shown < first + len(batch.images))] - first
+        first += len(batch.images)
+        return batch.take(at)
+
+    begin = time.perf_counter()
+    sample(model, tableau, size, rows=0, **options | {"context": context[:size]})
+    compiled = time.perf_counter()
+    with ExitStack() as held:
+        if path is not None:
+            file = held.enter_context(open_atomically(path))
+            header = {"descr": "<f4", "fortran_order": False, "shape": (n, *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+        samples = sample(model, tableau, n, keep=keep, **options)
+    seconds = time.perf_counter() - compiled
     say(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
-        f"{tableau.rows} network evaluations; compilation {compilation:.1f} s"
+        f"{tableau.rows} network evaluations; compilation {compiled - begin:.1f} s"
     )
-    say(f"the images were there {process_seconds():.1f} s after the start of the process")
-    if not is_first():
-        return
-    if len(shown) < n:
-        say(f"the pictures show {len(shown)} of the {n} images")
-    rows = pictures.Rows(names, COLUMNS)
+    return samples, seconds
+
+
+def write(out: Path, samples: Samples, rows: pictures.Rows, layout: dict[str, Any]) -> None:
+    """Write the picture and the animation of samples."""
     layout = layout | {"columns": rows.columns}
     sheet = pictures.grid(rows.arrange(samples.images), labels=rows.labels, **layout)
     pictures.save_png(out / "samples.png", sheet)
@@ -229,22 +184,23 @@ def draw(
     say(f"written: {', '.join(str(out / name) for name in written)}")
 
 
-def compare(path: Path, job: Job, tableaus: dict[str, Tableau], layout: dict[str, Any]) -> None:
+def compare(
+    path: Path,
+    model: Model,
+    tableaus: dict[str, Tableau],
+    options: dict[str, Any],
+    layout: dict[str, Any],
+) -> None:
     """Time samplers one after the other, and show their images from the same noise."""
-    say(f"{'sampler':12} {'evaluations':>11} {'seconds':>9} {'images/s':>9} {'compilation':>12}")
-    n = len(job.context)
+    n = len(options["context"])
     wide = min(COLUMNS, n)
     shown = np.linspace(0, n - 1, wide).astype(int)  # some images of every context
-    found = {}
-    for label, tableau in tableaus.items():
-        found[label] = job.run(tableau, shown)
-        seconds, compilation = found[label][1:]
-        say(f"{label:12} {tableau.rows:11} {seconds:9.2f} {n / seconds:9.1f} {compilation:10.1f} s")
-    slowest = max(each.seconds for each in found.values())
-    for label, each in found.items():
-        say(f"{label} is {slowest / each.seconds:.1f} times as fast as the slowest")
+    found = {label: draw(label, model, one, shown, options) for label, one in tableaus.items()}
+    slowest = max(seconds for _, seconds in found.values())
+    for label, (_, seconds) in found.items():
+        say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
     if is_first():
-        images = np.concatenate([each.samples.images for each in found.values()])
+        images = np.concatenate([samples.images for samples, _ in found.values()])
         pictures.save_png(path, pictures.grid(images, labels=list(found), columns=wide, **layout))
         say(f"written: {path}")
 

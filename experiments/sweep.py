@@ -10,14 +10,14 @@ with each guidance are measured as in experiments.evaluate. Each result is store
 OUT/results.jsonl, and OUT/RECIPE is a run folder, so the same command continues where it was
 stopped. OUT/results.md recommends a sampler for each number of evaluations, and OUT/results.png
 plots the results. All cases start from the same noise and have the same contexts, which are the
-labels of the real images.
+labels of the real images, so differences between cases are more exact than the cases themselves.
 """
 
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,16 +28,9 @@ from absl import flags
 from diffusion_jax import data, evaluation, samplers
 from diffusion_jax.data import Dataset
 from diffusion_jax.diffusion.guidance import Guidance, Model
-from diffusion_jax.evaluation import (
-    LEAST,
-    MOST,
-    Real,
-    classifier,
-    draw_like,
-    measure_against,
-    sweep,
-)
-from diffusion_jax.evaluation.sweep import Case, digest
+from diffusion_jax.evaluation import LEAST, MOST, Estimate, Real, classifier, draw_like, sweep
+from diffusion_jax.evaluation.sweep import Case, Point, difference, digest, front
+from diffusion_jax.files import write_atomically
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.parallel import choose_devices
 from diffusion_jax.runs import environment, load_config, load_model, trainer
@@ -45,35 +38,38 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.sampling import sample
 from diffusion_jax.spec import Spec, choose
-from diffusion_jax.typing import check_seed, require
-from experiments import app, sweep_tables
+from diffusion_jax.typing import require
+from experiments import app, tables
 from experiments.app import Args, describe, say
 from experiments.presets import PRESETS, RECIPES
 
-BUDGETS = (3, 5, 8, 10, 15, 25, 50)  # evaluations of a sampler that is given without steps
-
-app.define_config()
-app.define_run()
-app.define_devices()
-flags.DEFINE_string(
-    "samplers",
-    None,
-    "the samplers, such as unipc:10:order=3,ddim; one without steps gets the most steps for "
-    f"{', '.join(map(str, BUDGETS))} evaluations; by default all, and DDPM at every step; with "
-    "--recipes, ddim:25",
+STEPS_FOR = (3, 5, 8, 10, 15, 25, 50)  # evaluations of a sampler that is given without steps
+SHOWN = ("KID", "Frechet", "class accuracy", "precision", "recall", "part near training")
+PLOTTED = ("KID", "class accuracy")
+HOW = (
+    "Each row is measured on {n} samples. Real images: {origin}. Errors are standard errors. All "
+    "rows have the same noise and contexts, and the errors of differences count on it. An "
+    "evaluation is one pass of the network for one image; a step with guidance has two. Seconds "
+    "are the time to draw all samples, on {devices}, without compilation."
 )
-flags.DEFINE_list("guidances", ["1"], "the guidances, as --guidance of experiments.sample; 1: none")
-flags.DEFINE_string(
-    "recipes",
-    None,
-    "train these instead of taking --run, such as best+prediction=v, with spaces between; all: "
-    "those of docs/training.md",
+WHICH = (
+    "the samplers, separated by commas; for a sampler without a number of steps, the most steps "
+    f"within {', '.join(map(str, STEPS_FOR))} network evaluations; by default all samplers and "
+    "DDPM at every step, or ddim:25 with --recipes"
 )
-flags.DEFINE_integer("n", 2000, f"samples of each case, {LEAST} to {MOST}")
-flags.DEFINE_integer("real_n", 5000, f"real images in each of two sets, {LEAST} to {MOST}")
-flags.DEFINE_integer("sampling_batch", 500, "images sampled at once")
-flags.DEFINE_integer("sampling_seed", 0, "the seed of the samples")
-flags.DEFINE_enum("sampling_dtype", "float32", list(PRECISIONS), "what sampling computes in")
+TRAINED = (
+    "the recipes to train instead of sampling from --run, separated by spaces, such as "
+    "best+prediction=v; all stands for the recipes of docs/training.md"
+)
+app.define("preset", "run", "step", "devices", "cpu_devices")
+flags.DEFINE_string("samplers", None, WHICH)
+flags.DEFINE_list("guidances", ["1"], "the kinds of guidance to compare; 1 is no guidance")
+flags.DEFINE_string("recipes", None, TRAINED)
+flags.DEFINE_integer("n", 2000, f"samples of each case, {LEAST} to {MOST}", LEAST, MOST)
+flags.DEFINE_integer("real_n", 5000, f"images in each of two real sets, from {LEAST}", LEAST, MOST)
+flags.DEFINE_integer("sampling_batch", 500, "images sampled at once", 1, 2**16)
+app.define_seed("the seed of the samples", "sampling_seed")
+flags.DEFINE_enum("sampling_dtype", "float32", list(PRECISIONS), "the network's precision")
 flags.DEFINE_string("out", None, "the folder; by default RUN/sweep, or checkpoints/recipes")
 
 
@@ -99,117 +95,43 @@ class Method(NamedTuple):
         """Return the network passes of an image. Guidance doubles them."""
         return self.tableau.rows * (2 if self.options else 1)
 
-    @property
-    def words(self) -> dict[str, Any]:
-        """Return the columns of the method in a table of results."""
-        options = {k: v for k, v in self.sampler.options.items() if k != "steps"}
-        series = self.sampler._replace(options=options)
-        words = {"sampler": str(self.sampler), "series": str(series), "guidance": self.guidance}
-        return words | {"evaluations": self.evaluations}
-
-
-class Drawing(NamedTuple):
-    """The options by which the samples of every case are drawn."""
-
-    n: int
-    batch: int
-    seed: int
-    dtype: str
-    devices: Sequence[jax.Device]
-
-
-class Task(NamedTuple):
-    """A model, the real images for comparison, and evaluate, which measures samples."""
-
-    config: Config
-    model: Model
-    real: Real
-    params: Any
-    evaluate: Callable[[], Callable]
-    drawing: Drawing
-
-    def case(self, method: Method) -> Case:
-        """Return the settings that determine a method's result, and how to measure it."""
-        drawing, worse = self.drawing, method.options.get("worse")
-        parts = (json.dumps(self.config.to_dict()), self.model.variables, self.real[:3])
-        settings = {
-            "model and data": digest(*jax.tree.leaves((parts, self.params))),
-            "sampler": method.sampler.full,
-            "guidance": method.guidance,
-            "devices": describe(drawing.devices),
-        }
-        if worse is not None:
-            settings["worse"] = digest(*jax.tree.leaves(worse.variables))
-        settings |= {k: v for k, v in drawing._asdict().items() if k != "devices"}
-        return Case(settings, partial(self.measure, method))
-
-    def measure(self, method: Method) -> dict[str, Any]:
-        """Return the measures of a method's samples, and the seconds to draw them."""
-        n, batch, seed, dtype, devices = self.drawing
-        options = method.options | {"seed": seed, "dtype": dtype, "devices": devices}
-        options |= {"batch_size": batch}
-        sample(self.model, method.tableau, batch, rows=0, **options)  # this compiles
-        begin = time.perf_counter()
-        labels = self.real.reference.labels
-        images, contexts = draw_like(self.model, method.tableau, labels, n, **options)
-        seconds = time.perf_counter() - begin
-        measured, _ = self.evaluate()(images, contexts)
-        return {
-            "seconds": seconds,
-            "samples": {name: row.samples for name, row in measured.items()},
-            "real": {name: row.real for name, row in measured.items()},
-        }
-
 
 def main(args: Args) -> None:
     """Check everything, then measure each case and write the tables."""
-    out = Path("checkpoints/recipes") if args.recipes else Path(args.run) / "sweep"
-    out = app.output_folder(args.out, out)
-    subjects = read_recipes(args, out) if args.recipes else [read_run(Path(args.run))]
-    methods = [plan(args, subject.config) for subject in subjects]
-    drawing = read_drawing(args)
+    run = Path(args.run)
+    default = Path("checkpoints/recipes") if args.recipes else run / "sweep"
+    out = app.output_folder(args.out, default)
+    runs = read_recipes(args, out) if args.recipes else [Subject(run.name, run, load_config(run))]
+    methods = [plan(args, subject.config) for subject in runs]
+    n, devices = args.n, app.devices(args)
+    options = {"seed": args.sampling_seed, "dtype": args.sampling_dtype, "devices": devices}
+    options |= {"batch_size": min(n, args.sampling_batch)}
     real_images = cache(partial(evaluation.real_images, n=args.real_n))
-    for subject in subjects:
+    for subject in runs:
         config = subject.config
         real = real_images(config.data, known=config.fingerprint)
         evaluation.check_shape(real, config.image_shape, config.n_cfeat)
     step = None if args.recipes else args.step
     args.refuse_unread("--recipes" if args.recipes else "a sweep without --recipes")
-    say(f"{sum(map(len, methods))} cases on {describe(drawing.devices)}; results go to {out}")
-    rows: list[dict[str, Any]] = []
-    about = environment.describe(sys.argv, drawing.devices)
-    about |= {"n": drawing.n, "devices": describe(drawing.devices)}
-    for subject, chosen in zip(subjects, methods, strict=True):
-        name, folder, config, dataset = subject
+    say(f"{sum(map(len, methods))} cases on {describe(devices)}; results go to {out}")
+    about = environment.describe(sys.argv, devices) | {"n": n, "devices": describe(devices)}
+    words: list[dict[str, str]] = []
+    points: list[Point] = []
+    for (name, folder, config, dataset), chosen in zip(runs, methods, strict=True):
         if dataset is not None:
-            devices = choose_devices(config.batch_size, args.devices)
-            trainer.train_run(folder, config, dataset, devices, tell=say)
+            trained_on = choose_devices(config.batch_size, args.devices)
+            trainer.train_run(folder, config, dataset, trained_on, tell=say)
         model = load_model(folder, step)
         real = real_images(config.data, known=config.fingerprint)
-        params = classifier.obtain(out / "classifier.npz", real.teaching, drawing.devices, say)
-        evaluate = cache(partial(measure_against, real, params, drawing.devices))
-        task = Task(config, model, real, params, evaluate, drawing)
-        results = sweep.run(out / "results.jsonl", map(task.case, chosen))
+        params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
+        cases = plan_cases(model, config, real, params, chosen, n, options)
+        results = sweep.run(out / "results.jsonl", cases)
         for method, found in zip(chosen, results, strict=True):
-            rows.append({"subject": name} | method.words | found)
-            say(sweep_tables.line(rows[-1]))
-        for path in sweep_tables.write(out, rows, about | {"origin": real.origin}):
-            say(f"written: {path}")
-
-
-def read_drawing(args: Args) -> Drawing:
-    """Return how samples are drawn. Raise InputError if a flag is invalid."""
-    n, batch, count = args.n, args.sampling_batch, args.devices
-    require(LEAST <= n <= MOST, f"n={n}: it must be in {LEAST}..{MOST}")
-    require(1 <= batch <= 2**16, f"sampling_batch={batch}: it must be in 1..65536")
-    devices = jax.local_devices() if count is None else choose_devices(max(count, 1), count)
-    seed = check_seed(args.sampling_seed, "sampling_seed")
-    return Drawing(n, min(n, batch), seed, args.sampling_dtype, devices)
-
-
-def read_run(folder: Path) -> Subject:
-    """Return the run in a folder. Raise InputError if the folder is not a run."""
-    return Subject(folder.name, folder, load_config(folder))
+            words.append({"run": name, "sampler": str(method.sampler), "guidance": method.guidance})
+            points.append(point_of(method, found, f"{name}, " if len(runs) > 1 else ""))
+            measured = ", ".join(f"{k} {v}" for k, v in points[-1].measures.items())
+            say(f"{name}, {method.sampler}, guidance {method.guidance}: {measured}")
+        write(out, words, points, choose_shown(found["real"]), about | {"origin": real.origin})
 
 
 def read_recipes(args: Args, out: Path) -> list[Subject]:
@@ -219,7 +141,7 @@ def read_recipes(args: Args, out: Path) -> list[Subject]:
     for text in RECIPES if args.recipes == "all" else texts:
         preset, *words = re.split(r"\+(?=[a-z_]+=)", text)
         changes = app.read_fields([word.split("=", 1) for word in words], f"recipes={text}")
-        config = choose(PRESETS, "recipes", preset)().override(**common | changes)
+        config = choose(PRESETS, "recipes", preset)().refine(**common).refine(**changes)
         dataset = load(config.data)
         config, folder = config.fill_in(dataset), out / app.variant(text, args)
         trainer.check_folder(folder, config)
@@ -234,21 +156,101 @@ def plan(args: Args, config: Config) -> list[Method]:
     texts = ["ddim:25"] if args.recipes else [*SAMPLERS, f"ddpm:{schedule.steps}"]
     if args.samplers:
         texts = samplers.split(args.samplers)
-    specs = {str(spec): spec for text in texts for spec in samplers.spread(text, schedule, BUDGETS)}
-    guidances = {text: guided(text, config) for text in args.guidances}
+    specs = {str(s): s for text in texts for s in samplers.spread(text, schedule, STEPS_FOR)}
+    guidances = {text: app.guided(text, config) for text in args.guidances}
     require(guidances, "guidances: give at least one")
+    for text, options in guidances.items():
+        if options["guidance"] == Guidance():  # the scale 1
+            guidances[text] = {}
     methods = [
-        Method(spec, samplers.build(spec, schedule), *guidance)
+        Method(spec, samplers.build(spec, schedule), text, options)
         for spec in specs.values()
-        for guidance in guidances.items()
+        for text, options in guidances.items()
     ]
     return sorted(methods, key=lambda method: method.evaluations)
 
 
-def guided(text: str, config: Config) -> dict[str, Any]:
-    """Return a guidance as arguments of sample. The scale 1 gives none."""
-    options = app.guided(text, config)
-    return {} if options["guidance"] == Guidance() else options
+def plan_cases(
+    model: Model,
+    config: Config,
+    real: Real,
+    params: Any,
+    methods: Sequence[Method],
+    n: int,
+    options: dict[str, Any],
+) -> Iterator[Case]:
+    """Yield the settings that determine the result of each method, and how to measure it."""
+    identity = json.dumps(config.to_dict()), model.variables, real[:3], params
+    settings = {"model and data": digest(*jax.tree.leaves(identity)), "n": n, **options}
+    settings["devices"] = describe(options["devices"])
+    evaluate = cache(partial(evaluation.measure_against, real, params, options["devices"]))
+    for method in methods:
+        own = {"sampler": method.sampler.full, "guidance": method.guidance}
+        if (worse := method.options.get("worse")) is not None:
+            own["worse"] = digest(*jax.tree.leaves(worse.variables))
+        given, labels = method.options | options, real.reference.labels
+        drawn = model, method.tableau, labels, n, given
+        yield Case(settings | own, partial(measure, *drawn, evaluate))
+
+
+def measure(
+    model: Model,
+    tableau: Tableau,
+    labels: Any,
+    n: int,
+    options: dict[str, Any],
+    evaluate: Callable[[], Callable],
+) -> dict[str, Any]:
+    """Return the measures of samples, and the seconds to draw them. evaluate: makes a measure."""
+    sample(model, tableau, options["batch_size"], rows=0, **options)  # this compiles
+    begin = time.perf_counter()
+    images, contexts = draw_like(model, tableau, labels, n, **options)
+    seconds = time.perf_counter() - begin
+    rows = evaluate()(images, contexts)[0].items()
+    found = {side: {name: getattr(row, side) for name, row in rows} for side in ("samples", "real")}
+    return {"seconds": seconds} | found
+
+
+def choose_shown(found: dict[str, list]) -> dict[str, Estimate]:
+    """Return the measures of SHOWN that were stored, KID and Frechet in their first space."""
+    keys = {key.split(",")[0]: key for key in reversed(found)}
+    return {name: Estimate(*found[keys[name]]) for name in SHOWN if name in keys}
+
+
+def point_of(method: Method, found: dict[str, Any], prefix: str) -> Point:
+    """Return a result as a point of the plot. prefix: the run's name, if there are several."""
+    guided = "" if method.guidance == "1" else f", guidance {method.guidance}"
+    options = {k: v for k, v in method.sampler.options.items() if k != "steps"}
+    names = method.sampler, method.sampler._replace(options=options)
+    label, series = (f"{prefix}{name}{guided}" for name in names)
+    shown = choose_shown(found["samples"])
+    return Point(label, series, method.evaluations, found["seconds"], shown)
+
+
+def write(
+    out: Path,
+    words: Sequence[dict[str, str]],
+    points: Sequence[Point],
+    real: dict[str, Estimate],
+    about: dict[str, Any],
+) -> None:
+    """Write results.md and results.png, cheapest rows first. words: the first columns of rows."""
+    best, cheapest = min(points, key=lambda p: p.quality), front(points, "evaluations")
+    rows: list[dict[str, Any]] = [
+        first
+        | {"evaluations": point.evaluations, "seconds": point.seconds, **point.measures}
+        | {"KID minus the best": difference(point, best) if point is not best else "best"}
+        | {"front": "*" if point in cheapest else ""}
+        for first, point in sorted(zip(words, points, strict=True), key=lambda p: p[1].evaluations)
+    ]
+    rows.append({"run": "real against real", **real})
+    advice = "\n".join(f"- {sentence}" for sentence in sweep.advise(points))
+    parts = ["# Quality against cost", tables.header(about), HOW.format(**about), advice]
+    costs = {"seconds": f"seconds for {about['n']} images", "evaluations": "network evaluations"}
+    text = "\n\n".join([*parts, tables.table(rows)]) + "\n"
+    write_atomically(out / "results.md", text.encode())
+    write_atomically(out / "results.png", tables.plot(points, costs, PLOTTED, real))
+    say(f"written: {out / 'results.md'}, {out / 'results.png'}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
   python -m experiments.train --data=folder:path=images:size=16 --run=checkpoints/mine
 
 The run folder holds config.json, the checkpoints, metrics.jsonl and report.html. The same command
-continues a run that was stopped.
+continues a run that was stopped. If a flag names the same component as the preset, such as
+--optimizer=adam:0.001, it changes only the options that it gives.
 """
 
 from pathlib import Path
@@ -16,42 +17,24 @@ from diffusion_jax import data, parallel
 from diffusion_jax.runs import load_model, trainer
 from diffusion_jax.runs.overview import write_run_report
 from diffusion_jax.runs.trainer import Keeping
-from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, describe, say
 
-app.define_config()
-app.define_devices()
-app.define_processes()
+SAVES = "epochs between checkpoints; by default 4, or a tenth of all epochs if that is more"
+BITS = "use only GPU kernels that give the same bits in every run; they are slower"
+NAN = "at a step with a loss or gradient that is not finite: stop, or skip the update"
+app.define("preset", "devices", "cpu_devices", "processes")
 flags.DEFINE_string("run", None, "the run folder; by default checkpoints/PRESET")
-flags.DEFINE_integer(
-    "save_every",
-    None,
-    "epochs between checkpoints, besides the one at the end; by default 4, or a tenth of all "
-    "epochs where that is more",
-)
-flags.DEFINE_integer("keep", 3, "how many checkpoints to keep, the newest ones")
-flags.DEFINE_enum(
-    "on_nan",
-    "stop",
-    ["stop", "skip"],
-    "what to do at a step whose loss or gradient is not finite: stop, or skip its update",
-)
-flags.DEFINE_boolean(
-    "deterministic",
-    False,
-    "have GPUs take kernels that give the same bits each time, slower ones; CPUs and TPUs have no "
-    "others",
-)
+flags.DEFINE_integer("save_every", None, SAVES, lower_bound=1)
+flags.DEFINE_integer("keep", 3, "the number of newest checkpoints to keep", lower_bound=1)
+flags.DEFINE_enum("on_nan", "stop", ["stop", "skip"], NAN)
+flags.DEFINE_boolean("deterministic", False, BITS)
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
 
 
 def main(args: Args) -> None:
     """Train a run to its end, from its last checkpoint or from the start."""
     keeping = Keeping(args.save_every, args.keep, args.on_nan)
-    require(args.keep >= 1, f"keep={args.keep}: it must be at least 1")
-    every = args.save_every is None or args.save_every >= 1
-    require(every, f"save_every={args.save_every}: it must be at least 1")
     if args.deterministic:
         parallel.make_deterministic()
     folder = Path(args.run or f"checkpoints/{args.preset}")

@@ -299,7 +299,7 @@ def test_compare_times_samplers_side_by_side(run, tmp_path) -> None:
     flags = ("--compare=ddpm:20,ddim:5", "--n=7", "--devices=2", f"--out={tmp_path}")
     out = said("sample", f"--run={run}", *flags)
     for name, evaluations in (("ddpm-20", 20), ("ddim-5", 5)):
-        assert re.search(rf"^{name} +{evaluations} +[\d.]+ +[\d.]+ +[\d.]+ s$", out, re.MULTILINE)
+        assert re.search(rf"{name}: 7 images in .* {evaluations} network evaluations; comp", out)
     assert re.search(r"ddim-5 is [\d.]+ times as fast as the slowest", out)
     assert [path.name for path in tmp_path.iterdir()] == ["compare-ddpm-20-ddim-5-n=7.png"]
 
@@ -474,8 +474,8 @@ REFUSED = {
         ("--null_context", "--keep_probability=0.5"): r"keep_probability: --null_context",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.",
         ("--preset=huge",): r"--preset=huge: value should be one of <course\|demo\|best>",
-        ("--save_every=0",): r"save_every=0: it must be at least 1",
-        ("--keep=0",): r"keep=0: it must be at least 1",
+        ("--save_every=0",): r"save_every=0: 0 is not a positive integer",
+        ("--keep=0",): r"keep=0: 0 is not a positive integer",
         ("--n_feats=8",): r"Unknown command line flag 'n_feats'",
         ("--run={}/run", "--epochs=4"): r"started with another configuration: epochs: 3 -> 4\.",
         ("--run={}/run", "--seed=1", "--schedule=cosine"): r"schedule: course.*; seed: 0 -> 1",
@@ -503,11 +503,11 @@ REFUSED = {
         ("--run={}/empty",): r"run='.*empty' is not a run: there is no config\.json in it",
         ("--run={}/unfinished",): r"run='.*unfinished' has no checkpoint yet",
         ("--step=4",): r"step=4: the checkpoints of .*run are \[3, 5, 8\]",
-        ("--batch_size=0",): r"batch_size=0: it must be at least 1",
+        ("--batch_size=0",): r"batch_size=0: 0 is not a positive integer",
         ("--devices=9",): r"devices=9: this machine has 8",
         ("--n=2",): r"n=2: it must be at least 3, one for each context",
         ("--n=1000001",): r"n=1000001: it must be at least 3, .* and at most 1000000",
-        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--seed=-1",): r"seed=-1: -1 is not an integer in the range \[0, 4294967295\]",
         ("--frames=some",): r"--frames=some: value should be one of <course\|all\|none>",
         ("--compare=ddpm:x",): r"sampler=ddpm:x: steps=x: it must be",
         ("--compare=ddpm:5,newton:5",): r"newton",
@@ -549,7 +549,7 @@ REFUSED = {
         ("--edit=inpaint:repeats=1000000000",): r"repeats=1000000000: it must be at most 25000",
         ("--edit=reconstruct:iterations=0",): r"iterations=0: it must be in 1\.\.25000",
         ("--edit=reconstruct:iterations=25001",): r"iterations=25001: it must be in 1\.\.25000",
-        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--seed=-1",): r"seed=-1: -1 is not an integer in the range \[0, 4294967295\]",
     },
     "convert": {
         ("--to={}/imported",): r"imported: a new run takes --sigma_rel, or name a file",
@@ -579,11 +579,11 @@ REFUSED = {
         ("--form=x",): r"Unknown command line flag 'form'",
     },
     "evaluate": {
-        ("--n=99",): r"n=99: it must be in 100\.\.100000",
-        ("--n=1000000000",): r"n=1000000000: it must be in 100\.\.100000",
-        ("--real_n=99",): r"real_n=99: it must be",
-        ("--batch_size=0",): r"batch_size=0: it must be in",
-        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--n=99",): r"--n=99: 99 is not an integer in the range \[100, 100000\]",
+        ("--n=1000000000",): r"n=1000000000: .* in the range \[100, 100000\]",
+        ("--real_n=99",): r"real_n=99: 99 is not an integer in the range",
+        ("--batch_size=0",): r"batch_size=0: 0 is not an integer in the range",
+        ("--seed=-1",): r"seed=-1: -1 is not an integer in the range \[0, 4294967295\]",
         ("--samples={}/many.npy", "--guidance=3"): r"--guidance: --samples does not read it",
         ("--samples={}/many.npy", "--step=5"): r"--step: --samples does not read it",
         ("--sampler=ddim:41",): r"steps=41: it must be in 1\.\.40",
@@ -602,10 +602,10 @@ REFUSED = {
         ("--devices=9",): r"devices=9: this machine has 8",
     },
     "likelihood": {
-        ("--n=1",): r"n=1: it must be in 2\.\.",
-        ("--probes=0",): r"probes=0: it must be in 1\.\.",
-        ("--batch_size=0",): r"batch_size=0: it must be in 1\.\.",
-        ("--seed=-1",): r"seed=-1: it must be in 0\.\.4294967295",
+        ("--n=1",): r"--n=1: 1 is not an integer in the range \[2, ",
+        ("--probes=0",): r"probes=0: 0 is not an integer in the range \[1, ",
+        ("--batch_size=0",): r"batch_size=0: 0 is not an integer in the range \[1, ",
+        ("--seed=-1",): r"seed=-1: -1 is not an integer in the range \[0, 4294967295\]",
         ("--by=flow,elbo",): r"by=flow,elbo: choose from bound, flow",
         ("--by=",): r"by=: choose from bound, flow",
         ("--run={}/run",): r"20 images",
@@ -671,7 +671,7 @@ def test_good_input_does_compile(runs, tmp_path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "given", "line"),
     [
-        ("train", ["--keep=0"], "keep=0: it must be at least 1"),
+        ("train", ["--keep=0"], "flag --keep=0: 0 is not a positive integer"),
         ("sample", ["--run=none", "--cpu_devices=2"], "run='none': there is no such folder"),
         ("sample", ["--cpu_devices=0"], "cpu_devices=0: it must be at least 1"),
         ("sample", ["surplus", "word"], "'surplus word' is not a flag: flags are --name=value"),

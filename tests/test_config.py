@@ -179,6 +179,22 @@ def test_presets_describe_themselves(name: str) -> None:
     assert PRESETS[name].__doc__, "--help shows it"
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({"optimizer": "adam:0.001"}, {"optimizer": "adam:0.001:decay=cosine:warmup=200"}),
+        ({"optimizer": "adam:warmup=0:clip=1"}, {"optimizer": "adam:0.002:cosine:clip=1"}),
+        ({"network": "context_unet:norm=group"}, {"network": "context_unet:n_feat=32:norm=group"}),
+        ({"ema": "power:0.1", "network": "unet"}, {"ema": "power:0.1", "network": "unet"}),
+    ],
+)
+def test_a_flag_keeps_the_presets_options_of_the_same_component(given: dict, kept: dict) -> None:
+    best = PRESETS["best"]()
+    assert best.refine(epochs=3, **given) == best.override(epochs=3, **kept)
+    with pytest.raises(InputError, match="adam has no option warm: did you mean warmup"):
+        best.refine(optimizer="adam:warm=3")
+
+
 def test_the_course_preset_is_the_course() -> None:
     """Expect the hyperparameters of the course's training notebook."""
     config = PRESETS["course"]()

@@ -60,7 +60,7 @@ def test_the_app_exports_the_projects_own_model(tmp_path) -> None:
     context = np.eye(5, dtype=np.float32)[[3, 0, 1, 4]]
     np.save(tmp_path / "context.npy", context)
     flags = (f"--from={ROOT / SHIPPED}", f"--to={tmp_path}/a.sampler", "--sampler=sa_solver:2")
-    call("convert", *flags, "--platforms=cpu", "--platforms=cuda")
+    call("convert", *flags, "--platforms=cpu,cuda")
     subprocess.run([sys.executable, "-c", ALONE, str(tmp_path)], check=True, timeout=HANGS)
     model = load_model(ROOT / SHIPPED)
     tableau = samplers.build("sa_solver", model.schedule, 2)

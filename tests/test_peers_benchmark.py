@@ -79,14 +79,14 @@ def test_a_compiler_that_fails_is_a_note(model, monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", fail)
     peers = torch_peers.TorchPeers(model, N, threads=1, cuda=False)
     assert list(peers.networks) == ["torch eager"]
-    assert peers.notes == ["torch.compile failed: RuntimeError: no C++ compiler"]
+    assert peers.notes[1:] == ["torch.compile failed: RuntimeError: no C++ compiler"]
 
 
 def test_training_steps_learn(model, monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
     torch.manual_seed(0)
     peers = torch_peers.TorchPeers(model, 4, threads=1, cuda=False)
-    run = peers.training()["torch eager"].run
+    run = peers.training()["torch eager"]
     first = np.mean([float(run(1)) for _ in range(5)])
     run(100)
     assert np.mean([float(run(1)) for _ in range(20)]) < 0.9 * first

@@ -11,10 +11,11 @@ BLOCKS = 10  # disjoint parts of a set, whose scatter gives the error
 
 
 class Estimate(NamedTuple):
-    """A measured value and its standard error."""
+    """A measured value and its standard error; left: the values without each block, if known."""
 
     value: float
     error: float
+    left: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         """Return value and error as text, with the digits that the error justifies."""
@@ -35,4 +36,10 @@ def jackknife(measure: Callable[[Bool[np.ndarray, " block"]], float]) -> Estimat
     """
     blocks = np.arange(BLOCKS)
     left = [measure(blocks != block) for block in blocks]
-    return Estimate(measure(blocks >= 0), float(np.std(left) * np.sqrt(BLOCKS - 1)))
+    return from_left(measure(blocks >= 0), left)
+
+
+def from_left(value: float, left: ArrayLike) -> Estimate:
+    """Return the jackknife's estimate. left: the values without each block."""
+    left = np.asarray(left, np.float64)
+    return Estimate(value, float(np.std(left) * np.sqrt(len(left) - 1)), tuple(left.tolist()))

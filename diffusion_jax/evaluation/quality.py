@@ -127,9 +127,9 @@ def class_accuracy(right: Bool[np.ndarray, " n"], classes: Labels) -> Estimate:
     """Return the fraction of images that get their class, as the mean over the classes."""
     owner = classes.argmax(1)
     parts = (right[owner == number] for number in np.unique(owner))
-    each = np.array([mean(part) for part in parts if len(part) > 1])
-    error = np.sqrt(np.square(each[:, 1]).sum()) / len(each)
-    return Estimate(float(each[:, 0].mean()), float(error))
+    each = [mean(part) for part in parts if len(part) > 1]
+    error = np.sqrt(np.sum([one.error**2 for one in each])) / len(each)
+    return Estimate(float(np.mean([one.value for one in each])), float(error))
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from diffusion_jax.evaluation.estimate import Estimate
+from diffusion_jax.evaluation.estimate import Estimate, from_left
 from diffusion_jax.files import open_file, write_atomically
 from diffusion_jax.typing import InputError
 
 Record = dict[str, Any]
+BUDGETS = (5, 10, 25, 50, 100, 1000)  # network evaluations
 
 
 class Case(NamedTuple):
@@ -116,18 +117,47 @@ def front(points: Iterable[Point], cost: str) -> list[Point]:
 def choose_within(points: Sequence[Point], budget: int) -> tuple[Point, Point] | None:
     """Return a cheap point and the best point of those with at most budget evaluations.
 
-    The first is the cheapest point within a standard error of the best one. Return None if every
-    point has more evaluations.
+    The first is the cheapest point whose difference from the best one is within a standard error.
+    Return None if every point has more evaluations.
     """
     able = [point for point in points if point.evaluations <= budget]
     if not able:
         return None
     best = min(able, key=lambda p: p.quality)
-    good = [point for point in able if point.quality.value <= sum(best.quality)]
+    good = [point for point in able if point is best or _is_within_error(point, best)]
     return min(good, key=lambda p: (p.evaluations, p.quality)), best
 
 
 def difference(point: Point, other: Point) -> Estimate:
-    """Return the difference in quality of two points; its error assumes independent samples."""
+    """Return the difference in quality of two points, paired block by block if both have blocks.
+
+    Points whose images have the same noise and contexts differ more exactly than each is known.
+    Otherwise the error assumes independent samples.
+    """
     ours, theirs = point.quality, other.quality
-    return Estimate(ours.value - theirs.value, math.hypot(ours.error, theirs.error))
+    value = ours.value - theirs.value
+    if ours.left and theirs.left:
+        return from_left(value, np.subtract(ours.left, theirs.left))
+    return Estimate(value, math.hypot(ours.error, theirs.error))
+
+
+def advise(points: Sequence[Point], budgets: Sequence[int] = BUDGETS) -> Iterator[str]:
+    """Yield a sentence for each budget of network evaluations: which point to use within it."""
+    before = None
+    for budget in budgets:
+        chosen = choose_within(points, budget)
+        if chosen is not None and chosen != before:
+            cheapest, best = map(_describe, chosen)
+            also = "" if chosen[0] is chosen[1] else f", which is as good as the best, {best}"
+            yield f"With at most {budget} evaluations use {cheapest}{also}."
+        before = chosen
+
+
+def _describe(point: Point) -> str:
+    cost = f"{point.evaluations} evaluations, {point.seconds:.2g} s"
+    return f"{point.label} ({cost}, {next(iter(point.measures))} {point.quality})"
+
+
+def _is_within_error(point: Point, best: Point) -> bool:
+    gap = difference(point, best)
+    return gap.value <= gap.error

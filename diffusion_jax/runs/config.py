@@ -53,19 +53,19 @@ class Config:
     data: str = option("sprites", "the images and their labels")
     null_context: bool = option(False, "train without context: every context vector is zero")
     network: str = option("context_unet", "the network")
-    schedule: str = option("course", "the noise schedule and its number of steps, T")
+    schedule: str = option("course", "the noise schedule")
     prediction: str = option("eps", "what the network predicts")
-    loss: str = option("mse", "the loss, how it weighs the levels of noise and visits them")
+    loss: str = option("mse", "the loss, how it weights noise levels, and how training draws them")
     optimizer: str = option("adam", "the optimizer and its learning rate")
-    ema: str = option("none", "the moving average of the weights that is sampled from")
-    augment: str = option("none", "how training changes its images")
-    keep_probability: float = option(0.9, "how often training shows an image's context, 0 to 1")
-    epochs: int = option(32, "how often training visits every image")
-    batch_size: int = option(100, "images in a step, over all devices")
-    seed: int = option(0, "the seed of the initial weights, of the noise and of the order")
+    ema: str = option("none", "the moving average of the weights, which sampling then uses")
+    augment: str = option("none", "the random changes to images in training")
+    keep_probability: float = option(0.9, "the probability that training shows an image's context")
+    epochs: int = option(32, "the number of passes over all images")
+    batch_size: int = option(100, "the number of images in a training step, over all devices")
+    seed: int = option(0, "the seed of the initial weights, the noise and the order of images")
     dtype: str = option(
         "float32",
-        "what the network computes in, in training: float32, bfloat16, or tf32, which is float32 "
+        "the precision of the network in training: float32, bfloat16, or tf32, which is float32 "
         "with products rounded to TF32 on GPUs; weights and optimizer stay in float32",
     )
     image_shape: tuple[int, ...] = (16, 16, 3)
@@ -96,10 +96,7 @@ class Config:
 
     def specs(self) -> dict[str, spec.Spec]:
         """Return the parsed spec of each component."""
-        return {
-            name: spec.parse(getattr(self, name), registry, name, SUPPLIED.get(name, ()))
-            for name, registry in REGISTRIES.items()
-        }
+        return {name: _parse(name, getattr(self, name)) for name in REGISTRIES}
 
     @property
     def n_cfeat(self) -> int:
@@ -144,6 +141,17 @@ class Config:
     def override(self, **values: Any) -> "Config":
         """Return the configuration with some fields replaced."""
         return dataclasses.replace(self, **values)
+
+    def refine(self, **values: Any) -> "Config":
+        """Return the configuration with some fields replaced, as override does.
+
+        But a spec keeps the options of the spec that it replaces if both name one component: the
+        optimizer adam:0.001 changes only the learning rate of adam:0.002:warmup=50.
+        """
+        for name, old in self.specs().items():
+            if name in values and (new := _parse(name, values[name])).name == old.name:
+                values[name] = new._replace(options=old.options | new.options).full
+        return self.override(**values)
 
     def fill_in(self, dataset: Dataset) -> "Config":
         """Return the configuration with what the data decides."""
@@ -193,6 +201,10 @@ class Config:
             for name, value in vars(self).items()
             if value != theirs[name] and name not in skipped
         ]
+
+
+def _parse(name: str, text: str) -> spec.Spec:
+    return spec.parse(text, REGISTRIES[name], name, SUPPLIED.get(name, ()))
 
 
 def _bad(config: Config, name: str, right: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from importlib.util import find_spec
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,23 +17,17 @@ from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import export_state_dict
 from experiments.peers import loops
 from experiments.peers.context_unet import ContextUnet
-from experiments.peers.loops import Tables
+from experiments.peers.loops import Network, Tables
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TRIALS = 5  # runs in each memory format; the fastest run counts
-
-Kind = Callable[[torch.nn.Module], loops.Network]
-
-
-class Peer(NamedTuple):
-    """A network or a training step of one kind, and the seconds of its first run."""
-
-    run: Callable[..., Any]
-    seconds: float
+TRIALS = 5  # runs in each memory format; the fastest run counts, without the first
 
 
 class TorchPeers:
-    """The peers of a model at one batch size. notes: messages about compilers that failed."""
+    """The peers of a model at one batch size.
+
+    first: the seconds of the first call of each program. notes: messages about the peers.
+    """
 
     def __init__(
         self, model: Model, batch: int, threads: int, cuda: bool, tf32: bool = False
@@ -41,8 +35,8 @@ class TorchPeers:
         """Load the weights and choose the faster memory format."""
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        self.device, self.notes = "cuda" if cuda else "cpu", list[str]()
-        height, _, channels = model.network.image_shape
+        self.device, self.first = "cuda" if cuda else "cpu", dict[str, dict[str, float]]()
+        height, width, channels = model.network.image_shape
         names = ("n_feat", "n_cfeat", "shortcut", "norm")
         self.fields = {name: getattr(model.network, name) for name in names}
         self.fields |= {"in_channels": channels, "height": height}
@@ -50,10 +44,11 @@ class TorchPeers:
         self.weights = {name: torch.from_numpy(value) for name, value in state}
         self.beta = model.schedule.beta
         self.tables = Tables.of(self.beta, model.schedule.alpha**2, self.device)
-        self.x = torch.randn((batch, channels, *model.network.image_shape[:2]), device=self.device)
+        self.x = torch.randn((batch, channels, height, width), device=self.device)
         self.context = torch.zeros((batch, model.n_cfeat), device=self.device)
-        self.format = self._faster_format()
+        self.format = min(FORMATS, key=self._seconds_in)
         self.x = self.x.contiguous(memory_format=FORMATS[self.format])
+        self.notes = [f"torch: {self.device}, {threads} threads, {self.format}"]
 
     def network(self) -> Any:
         """Return the network with the model's weights, in the chosen memory format."""
@@ -61,55 +56,10 @@ class TorchPeers:
         network.load_state_dict(self.weights)
         return network.to(self.device, memory_format=FORMATS[self.format])
 
-    def _faster_format(self) -> str:
-        seconds = {}
-        for name, layout in FORMATS.items():
-            self.format = name
-            x = self.x.contiguous(memory_format=layout)
-            run = partial(self._pass, self.network().eval(), x)
-            seconds[name] = min([self._seconds(run) for _ in range(TRIALS)][1:])
-        return min(seconds, key=lambda name: seconds[name])
-
-    def _pass(self, forward: loops.Network, x: Tensor | None = None) -> Tensor:
-        with torch.no_grad():
-            t = torch.full((1, 1), 0.5, device=self.device)
-            return forward(self.x if x is None else x, t, self.context)
-
-    def _ready(self, make: Callable[[Kind], Peer]) -> dict[str, Peer]:
-        """Return the result of make for each kind of network. Note compilers that fail."""
-        kinds: dict[str, Kind] = {"torch eager": _eager, "torch.compile": torch.compile}
-        if self.device == "cuda":
-            kinds["torch.compile reduce-overhead"] = partial(torch.compile, mode="reduce-overhead")
-        peers = {}
-        for name, kind in kinds.items():
-            try:
-                peers[name] = make(kind)
-            except Exception as error:  # the compiler failed; the other kinds are timed
-                if kind is _eager:
-                    raise
-                line = " ".join(str(error).split())[:200]
-                self.notes.append(f"{name} failed: {type(error).__name__}: {line}")
-        return peers
-
-    @cached_property
-    def networks(self) -> dict[str, Peer]:
-        """Return the network of each kind, in evaluation mode."""
-
-        def forward(kind: Kind) -> Peer:
-            run = kind(self.network().eval())
-            return Peer(run, self._seconds(lambda: self._pass(run)))
-
-        return self._ready(forward)
-
-    def training(self) -> dict[str, Peer]:
-        """Return the course's training step of each kind, a function of the number of steps."""
-
-        def training(kind: Kind) -> Peer:
-            network = self.network().train()
-            run = loops.training_steps(network, kind(network), self.tables, self._batches())
-            return Peer(lambda count: self._wait(run(count)), self._seconds(lambda: run(1)))
-
-        return self._ready(training)
+    def _seconds_in(self, name: str) -> float:
+        self.format, self.x = name, self.x.contiguous(memory_format=FORMATS[name])
+        network = self.network().eval()
+        return min([self._seconds(lambda: self._pass(network)) for _ in range(TRIALS)][1:])
 
     def _seconds(self, run: Callable[[], Any]) -> float:
         begin = perf_counter()
@@ -121,13 +71,53 @@ class TorchPeers:
             torch.cuda.synchronize()
         return out
 
+    @torch.no_grad()
+    def _pass(self, network: Network) -> Tensor:
+        return network(self.x, torch.full((1, 1), 0.5, device=self.device), self.context)
+
+    def _ready(self, what: str, make: Callable, first: Callable) -> dict[str, Callable]:
+        """Return make(compiler) for each compiler after a first call. Note compilers that fail."""
+        kinds: dict[str, Callable] = {"torch eager": _eager, "torch.compile": torch.compile}
+        if self.device == "cuda":
+            kinds["torch.compile reduce-overhead"] = partial(torch.compile, mode="reduce-overhead")
+        peers = {}
+        for name, kind in kinds.items():
+            try:
+                run = make(kind)
+                self.first[f"{name}: {what}"] = {
+                    "first call, s": self._seconds(partial(first, run))
+                }
+            except Exception as error:  # the compiler failed; the other kinds are timed
+                if kind is _eager:
+                    raise
+                line = " ".join(str(error).split())[:200]
+                self.notes.append(f"{name} failed: {type(error).__name__}: {line}")
+            else:
+                peers[name] = run
+        return peers
+
+    @cached_property
+    def networks(self) -> dict[str, Network]:
+        """Return the network of each kind, in evaluation mode."""
+        return self._ready("network", lambda kind: kind(self.network().eval()), self._pass)
+
+    def training(self) -> dict[str, Callable[[int], Any]]:
+        """Return the course's training of each kind, a function of the number of steps."""
+
+        def make(kind: Callable) -> Callable:
+            network = self.network().train()
+            run = loops.training_steps(network, kind(network), self.tables, self._batches())
+            return lambda count: self._wait(run(count))
+
+        return self._ready("training", make, lambda run: run(1))
+
     def passes(self, count: int) -> dict[str, Callable[[], Any]]:
         """Return forward passes of each network."""
 
-        def run(forward: loops.Network) -> Any:
-            return self._wait([self._pass(forward) for _ in range(count)])
+        def run(network: Network) -> Any:
+            return self._wait([self._pass(network) for _ in range(count)])
 
-        return {name: partial(run, peer.run) for name, peer in self.networks.items()}
+        return {name: partial(run, network) for name, network in self.networks.items()}
 
     def samplers(self, name: str, steps: int, rows: int | None = None) -> dict[str, Callable]:
         """Return each peer's loop of ddpm or ddim, and no loop for other names.
@@ -140,11 +130,11 @@ class TorchPeers:
             return {}
         loop = loops.ddpm if name == "ddpm" else partial(loops.ddim, steps=steps)
         found = {
-            label: partial(loop, peer.run, self.tables) for label, peer in self.networks.items()
+            label: partial(loop, network, self.tables) for label, network in self.networks.items()
         }
         if find_spec("diffusers"):
             scheduler = loops.diffusers_scheduler(name, self.beta, steps)
-            eager = self.networks["torch eager"].run
+            eager = self.networks["torch eager"]
             found["diffusers"] = partial(loops.diffusers_loop, scheduler, eager)
 
         def run(loop: Callable[..., Tensor]) -> Tensor:
@@ -165,5 +155,5 @@ class TorchPeers:
                 yield x.contiguous(memory_format=FORMATS[self.format]), context
 
 
-def _eager(network: torch.nn.Module) -> loops.Network:
+def _eager(network: torch.nn.Module) -> Network:
     return network
