@@ -1,71 +1,55 @@
 """The course's loops in PyTorch, as in its notebooks, and the loop of diffusers.
 
-Schedules are float64 NumPy tables: beta and alpha_bar at steps 0 (clean) .. T.
+A network is a function (x, t / T, context) -> noise. Schedules are tables of the steps 0 (clean)
+to T: beta (b_t of the course) and alpha_bar (ab_t), on the device.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-Network = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, t / T, context) -> noise
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 LEARNING_RATE, KEEP = 1e-3, 0.9
 
 
-class Tables(NamedTuple):
-    """The course's b_t, a_t and ab_t, on the device."""
-
-    b: Tensor
-    a: Tensor
-    ab: Tensor
-
-    @staticmethod
-    def of(beta: np.ndarray, alpha_bar: np.ndarray, device: str) -> "Tables":
-        """Return the tables of a schedule, in float32."""
-        b, ab = (torch.from_numpy(np.float32(table)).to(device) for table in (beta, alpha_bar))
-        return Tables(b, 1 - b, ab)
+def time_of(i: int, steps: int, x: Tensor) -> Tensor:
+    """Return the time of a step for the network, on the device of x."""
+    return torch.full((1, 1), i / steps, device=x.device)
 
 
 @torch.no_grad()
-def ddpm(network: Network, tables: Tables, x: Tensor, context: Tensor, rows: int) -> Tensor:
-    """Sample by DDPM. Take all T steps, or only the first rows of them."""
-    steps = len(tables.b) - 1
-    for i in range(steps, max(steps - rows, 0), -1):
-        t = torch.tensor([i / steps])[:, None, None, None].to(x.device)
+def ddpm(network: Network, beta: Tensor, alpha_bar: Tensor, x: Tensor, context: Tensor) -> Tensor:
+    """Sample by DDPM, in all T steps."""
+    steps, a = len(beta) - 1, 1 - beta
+    for i in range(steps, 0, -1):
         z = torch.randn_like(x) if i > 1 else 0
-        eps = network(x, t, context)
-        noise = tables.b.sqrt()[i] * z
-        mean = (x - eps * ((1 - tables.a[i]) / (1 - tables.ab[i]).sqrt())) / tables.a[i].sqrt()
-        x = mean + noise
+        eps = network(x, time_of(i, steps, x), context)
+        mean = (x - eps * ((1 - a[i]) / (1 - alpha_bar[i]).sqrt())) / a[i].sqrt()
+        x = mean + beta.sqrt()[i] * z
     return x
 
 
 @torch.no_grad()
-def ddim(
-    network: Network, tables: Tables, x: Tensor, context: Tensor, steps: int, rows: int
-) -> Tensor:
-    """Sample by DDIM. Take a number of steps that divides T, or only the first rows of them."""
-    last = len(tables.b) - 1
+def ddim(network: Network, alpha_bar: Tensor, steps: int, x: Tensor, context: Tensor) -> Tensor:
+    """Sample by DDIM, in a number of steps that divides T."""
+    last = len(alpha_bar) - 1
     stride = last // steps
-    for i in list(range(last, 0, -stride))[:rows]:
-        t = torch.tensor([i / last])[:, None, None, None].to(x.device)
-        eps = network(x, t, context)
-        ab, before = tables.ab[i], tables.ab[i - stride]
+    for i in range(last, 0, -stride):
+        eps = network(x, time_of(i, last, x), context)
+        ab, before = alpha_bar[i], alpha_bar[i - stride]
         x0 = before.sqrt() / ab.sqrt() * (x - (1 - ab).sqrt() * eps)
         x = x0 + (1 - before).sqrt() * eps
     return x
 
 
 @torch.no_grad()
-def diffusers_loop(
-    scheduler: Any, network: Network, x: Tensor, context: Tensor, rows: int
-) -> Tensor:
+def diffusers_loop(scheduler: Any, network: Network, x: Tensor, context: Tensor) -> Tensor:
     """Sample by the loop that diffusers documents. The scheduler's steps must be set."""
-    steps = scheduler.config.num_train_timesteps
-    for t in scheduler.timesteps[:rows]:
-        time = ((t + 1) / steps).reshape(1, 1).to(x.device)  # diffusers counts from 0
+    for t in scheduler.timesteps:
+        time = time_of(int(t) + 1, scheduler.config.num_train_timesteps, x)  # they count from 0
         x = scheduler.step(network(x, time, context), t, x).prev_sample
     return x
 
@@ -83,7 +67,10 @@ def diffusers_scheduler(name: str, beta: np.ndarray, steps: int) -> Any:
 
 
 def training_steps(
-    network: nn.Module, forward: Network, tables: Tables, batches: Iterator[tuple[Tensor, Tensor]]
+    network: nn.Module,
+    forward: Network,
+    alpha_bar: Tensor,
+    batches: Iterator[tuple[Tensor, Tensor]],
 ) -> Callable[[int], Tensor]:
     """Return a function (n) that takes n of the course's training steps.
 
@@ -91,7 +78,7 @@ def training_steps(
     [-1, 1]. Unlike the course's, the noising is correct.
     """
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    steps = len(tables.b) - 1
+    steps = len(alpha_bar) - 1
 
     def step() -> Tensor:
         x, context = next(batches)
@@ -99,7 +86,7 @@ def training_steps(
         context = context * torch.bernoulli(torch.full((len(x), 1), KEEP)).to(x.device)
         noise = torch.randn_like(x)
         t = torch.randint(1, steps + 1, (len(x),)).to(x.device)
-        ab = tables.ab[t, None, None, None]
+        ab = alpha_bar[t, None, None, None]
         predicted = forward(ab.sqrt() * x + (1 - ab).sqrt() * noise, t / steps, context)
         loss = nn.functional.mse_loss(predicted, noise)
         loss.backward()

@@ -17,7 +17,7 @@ from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import export_state_dict
 from experiments.peers import loops
 from experiments.peers.context_unet import ContextUnet
-from experiments.peers.loops import Network, Tables
+from experiments.peers.loops import Network
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 TRIALS = 5  # runs in each memory format; the fastest run counts, without the first
@@ -35,15 +35,16 @@ class TorchPeers:
         """Load the weights and choose the faster memory format."""
         torch.set_num_threads(threads)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        self.device, self.first = "cuda" if cuda else "cpu", dict[str, dict[str, float]]()
+        self.device, self.first = "cuda" if cuda else "cpu", dict[str, float]()
         height, width, channels = model.network.image_shape
         names = ("n_feat", "n_cfeat", "shortcut", "norm")
         self.fields = {name: getattr(model.network, name) for name in names}
         self.fields |= {"in_channels": channels, "height": height}
         state = export_state_dict(model.variables).items()
         self.weights = {name: torch.from_numpy(value) for name, value in state}
-        self.beta = model.schedule.beta
-        self.tables = Tables.of(self.beta, model.schedule.alpha**2, self.device)
+        beta, alpha_bar = model.schedule.beta, model.schedule.alpha**2
+        tables = (torch.from_numpy(np.float32(table)) for table in (beta, alpha_bar))
+        self.beta, self.alpha_bar = (table.to(self.device) for table in tables)
         self.x = torch.randn((batch, channels, height, width), device=self.device)
         self.context = torch.zeros((batch, model.n_cfeat), device=self.device)
         self.format = min(FORMATS, key=self._seconds_in)
@@ -59,7 +60,7 @@ class TorchPeers:
     def _seconds_in(self, name: str) -> float:
         self.format, self.x = name, self.x.contiguous(memory_format=FORMATS[name])
         network = self.network().eval()
-        return min([self._seconds(lambda: self._pass(network)) for _ in range(TRIALS)][1:])
+        return min([self._seconds(partial(self._pass, network)) for _ in range(TRIALS)][1:])
 
     def _seconds(self, run: Callable[[], Any]) -> float:
         begin = perf_counter()
@@ -73,9 +74,9 @@ class TorchPeers:
 
     @torch.no_grad()
     def _pass(self, network: Network) -> Tensor:
-        return network(self.x, torch.full((1, 1), 0.5, device=self.device), self.context)
+        return network(self.x, loops.time_of(1, 2, self.x), self.context)
 
-    def _ready(self, what: str, make: Callable, first: Callable) -> dict[str, Callable]:
+    def _ready(self, what: str, make: Callable, first: Callable) -> dict[str, Any]:
         """Return make(compiler) for each compiler after a first call. Note compilers that fail."""
         kinds: dict[str, Callable] = {"torch eager": _eager, "torch.compile": torch.compile}
         if self.device == "cuda":
@@ -84,9 +85,8 @@ class TorchPeers:
         for name, kind in kinds.items():
             try:
                 run = make(kind)
-                self.first[f"{name}: {what}"] = {
-                    "first call, s": self._seconds(partial(first, run))
-                }
+                self.first[f"{name}: {what}"] = self._seconds(partial(first, run))
+                self._wait([first(run) for _ in range(2)])  # CUDA graphs are recorded here
             except Exception as error:  # the compiler failed; the other kinds are timed
                 if kind is _eager:
                     raise
@@ -106,7 +106,7 @@ class TorchPeers:
 
         def make(kind: Callable) -> Callable:
             network = self.network().train()
-            run = loops.training_steps(network, kind(network), self.tables, self._batches())
+            run = loops.training_steps(network, kind(network), self.alpha_bar, self._batches())
             return lambda count: self._wait(run(count))
 
         return self._ready("training", make, lambda run: run(1))
@@ -119,27 +119,24 @@ class TorchPeers:
 
         return {name: partial(run, network) for name, network in self.networks.items()}
 
-    def samplers(self, name: str, steps: int, rows: int | None = None) -> dict[str, Callable]:
-        """Return each peer's loop of ddpm or ddim, and no loop for other names.
+    def samplers(self, name: str, steps: int) -> dict[str, Callable[[], Tensor]]:
+        """Return each peer's loop of ddpm in all T steps, or of ddim in steps that divide T.
 
-        rows: the number of passes to run. The course's ddpm takes all T steps, and its ddim takes
-        a number of steps that divides T.
+        Return no loop for other samplers, which the course does not have.
         """
         last = len(self.beta) - 1
         if (name, steps) != ("ddpm", last) and not (name == "ddim" and last % steps == 0):
             return {}
-        loop = loops.ddpm if name == "ddpm" else partial(loops.ddim, steps=steps)
-        found = {
-            label: partial(loop, network, self.tables) for label, network in self.networks.items()
-        }
+        own = (loops.ddpm, self.beta, self.alpha_bar)
+        loop, *tables = own if name == "ddpm" else (loops.ddim, self.alpha_bar, steps)
+        found = {label: partial(loop, net, *tables) for label, net in self.networks.items()}
         if find_spec("diffusers"):
-            scheduler = loops.diffusers_scheduler(name, self.beta, steps)
+            scheduler = loops.diffusers_scheduler(name, self.beta.cpu().numpy(), steps)
             eager = self.networks["torch eager"]
             found["diffusers"] = partial(loops.diffusers_loop, scheduler, eager)
 
         def run(loop: Callable[..., Tensor]) -> Tensor:
-            x = torch.randn_like(self.x)
-            return self._wait(loop(x=x, context=self.context, rows=steps if rows is None else rows))
+            return self._wait(loop(x=torch.randn_like(self.x), context=self.context))
 
         return {label: partial(run, loop) for label, loop in found.items()}
 
