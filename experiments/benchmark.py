@@ -186,7 +186,10 @@ def torch_peers(args: Args, model: Any, batch: int, dtype: str, devices: Any) ->
 def note_peers(record: Record, peers: Any, words: Record) -> None:
     """Record the first calls of peers, and which of them failed."""
     if peers:
-        record["programs"] += [{"program": name} | words | row for name, row in peers.first.items()]
+        record["programs"] += [
+            {"program": name} | words | {"first call, s": seconds}
+            for name, seconds in peers.first.items()
+        ]
         record["notes"] += peers.notes
 
 
@@ -210,8 +213,6 @@ def sampling_groups(
         spec = samplers.parse(case, setting.model.schedule)
         if peers and spec.options.keys() == {"steps"}:
             name, steps = spec.name, spec.options["steps"]
-            for loop in peers.samplers(name, steps, rows=2).values():
-                loop()
             loops = peers.samplers(name, steps)
             candidates |= loops
             units |= dict.fromkeys(loops, steps)

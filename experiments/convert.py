@@ -34,7 +34,9 @@ PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 app.define("preset", sampler="ddim:25")
 flags.DEFINE_string("from", None, "a run folder, or a .pth, .pt or .safetensors file")
-flags.DEFINE_string("to", None, "the new run folder, or .pth, .pt, .safetensors, .sampler or .json file")
+flags.DEFINE_string(
+    "to", None, "the new run folder, or .pth, .pt, .safetensors, .sampler or .json file"
+)
 flags.DEFINE_integer("step", None, "the training step of the checkpoint; by default the newest")
 flags.DEFINE_float("sigma_rel", None, "the width of the average relative to the run, up to 0.28")
 flags.DEFINE_boolean("scale", False, "of a .sampler: take the scale of guidance as an argument")

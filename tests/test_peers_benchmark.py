@@ -47,20 +47,19 @@ def distance(theirs: "torch.Tensor", images: np.ndarray) -> float:
 def test_ddim(model, peers) -> None:
     """Expect our images from our noise in the course's loop and in diffusers'."""
     network = peers.network().eval()
-    start = {"x": noise(INITIAL), "context": peers.context, "rows": 99}
+    start = {"x": noise(INITIAL), "context": peers.context}
     images = ours(model, "ddim", 5)
-    assert distance(loops.ddim(network, peers.tables, steps=5, **start), images) < 1e-4
+    assert distance(loops.ddim(network, peers.alpha_bar, 5, **start), images) < 1e-4
     pytest.importorskip("diffusers")
-    scheduler = loops.diffusers_scheduler("ddim", peers.beta, 5)
+    scheduler = loops.diffusers_scheduler("ddim", peers.beta.numpy(), 5)
     assert distance(loops.diffusers_loop(scheduler, network, **start), images) < 1e-4
 
 
 def test_ddpm(model, peers, monkeypatch) -> None:
     rows = iter(range(T))
     monkeypatch.setattr(torch, "randn_like", lambda x: noise(next(rows)))
-    drawn = loops.ddpm(
-        peers.network().eval(), peers.tables, x=noise(INITIAL), context=peers.context, rows=99
-    )
+    network, tables = peers.network().eval(), (peers.beta, peers.alpha_bar)
+    drawn = loops.ddpm(network, *tables, x=noise(INITIAL), context=peers.context)
     assert distance(drawn, ours(model, "ddpm", T)) < 1e-4
 
 
