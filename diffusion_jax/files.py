@@ -104,6 +104,23 @@ def open_atomically(path: FilePath) -> Iterator[IO[bytes]]:
         raise
 
 
+def append(path: FilePath, text: str) -> None:
+    """Append text to a file, but never through a link.
+
+    Raise OSError naming the file; its last line may then be cut short.
+    """
+    try:
+        with open(path, "a", opener=_open_no_link) as file:
+            file.write(text)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def remove_partial(folder: Path) -> None:
     """Remove the half-written files and folders that killed processes left in a folder."""
     for path in folder.glob(f".*{PARTIAL}"):

@@ -97,12 +97,11 @@ def is_first() -> bool:
 
 
 @contextmanager
-def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
+def sharing_errors(checksum: Callable[[], int] | None = None) -> Iterator[None]:
     """Wait for all processes, and raise in each the InputError that the body raises in any.
 
-    An OSError in one process becomes such an InputError, if there are several.
-
-    what: returns after the body a value that must be the same in all processes, such as a checksum.
+    With several processes, an OSError also becomes such an InputError.
+    checksum: called after the body; its value must be the same in all processes.
     """
     if jax.process_count() == 1:
         yield
@@ -118,10 +117,10 @@ def alike(what: Callable[[], Any] | None = None) -> Iterator[None]:
     for number, row in enumerate(multihost_utils.process_allgather(sent)):
         if said := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
             raise InputError(said if said == fault else f"process {number}: {said}")
-    if what is not None:
-        values = multihost_utils.process_allgather(np.uint32(what()))
+    if checksum is not None:
+        values = multihost_utils.process_allgather(np.uint32(checksum()))
         same = np.all(values == values[0])
-        require(same, "the processes have different settings or data: start them alike")
+        require(same, "the processes have different settings or data: start all with the same")
 
 
 def agree(value: int) -> int:

@@ -1,5 +1,6 @@
 """Shared types of the library: array shapes, noise levels, predictions, an error and a warning."""
 
+import importlib
 import operator
 from typing import Any, NamedTuple, Protocol, SupportsFloat, runtime_checkable
 
@@ -59,6 +60,16 @@ def require(holds: Any, message: str) -> None:
     """Raise InputError with this message unless `holds` is true."""
     if not holds:
         raise InputError(message)
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """Import an optional module. Raise InputError naming the extra that installs it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        library = name.split(".")[0]
+        message = f"{library} is not installed: pip install '.[{extra}]'"
+        raise InputError(message) from None
 
 
 def check_seed(seed: Any, name: str = "seed") -> int:

@@ -20,10 +20,9 @@ from tqdm import tqdm
 from diffusion_jax import evaluation
 from diffusion_jax.evaluation import LEAST, MOST
 from diffusion_jax.evaluation.estimate import mean
-from diffusion_jax.evaluation.likelihood import diffrax
 from diffusion_jax.files import write_atomically
 from diffusion_jax.runs import load_config, load_model
-from diffusion_jax.typing import require
+from diffusion_jax.typing import import_extra, require
 from experiments import app
 from experiments.app import Args, describe
 
@@ -46,7 +45,7 @@ def main(args: Args) -> None:
     unknown = [way for way in args.by if way not in WAYS]
     require(args.by and not unknown, f"by={','.join(args.by)}: choose from {', '.join(WAYS)}")
     if "flow" in args.by:
-        diffrax()  # report at once if it is missing
+        import_extra("diffrax", "likelihood")  # report at once if it is missing
     out = app.output_folder(args.out, Path(args.run) / "evaluation")
     config, model = load_config(Path(args.run)), load_model(args.run, args.step)
     devices = app.devices(args)

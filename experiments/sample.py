@@ -25,7 +25,7 @@ from diffusion_jax.data import contexts
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.files import open_atomically
 from diffusion_jax.networks.precisions import PRECISIONS
-from diffusion_jax.parallel import alike, choose_devices, first_devices, is_first
+from diffusion_jax.parallel import choose_devices, first_devices, is_first, sharing_errors
 from diffusion_jax.runs import load_config, load_model
 from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers import Tableau
@@ -62,7 +62,7 @@ flags.DEFINE_string("out", None, "the folder to write to; by default RUN/samples
 def main(args: Args) -> None:
     """Sample and write pictures, or compare samplers."""
     folder = Path(args.run)
-    with alike():
+    with sharing_errors():
         config = load_config(folder)
         labels, context = choose_contexts(args, config)
         options = app.check_guidance(args, config)

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from diffusion_jax import data, parallel
-from diffusion_jax.runs import load_model, trainer
+from diffusion_jax.runs import load_model, trackers, trainer
 from diffusion_jax.runs.overview import write_run_report
 from diffusion_jax.runs.trainer import Keeping
 from experiments import app
@@ -29,16 +29,19 @@ flags.DEFINE_integer("save_every", None, SAVES, lower_bound=1)
 flags.DEFINE_integer("keep", 3, "the number of newest checkpoints to keep", lower_bound=1)
 flags.DEFINE_enum("on_nan", "stop", ["stop", "skip"], NAN)
 flags.DEFINE_boolean("deterministic", False, BITS)
+flags.DEFINE_multi_string("tracker", [], "where else losses and pictures go; may be repeated")
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
 
 
 def main(args: Args) -> None:
     """Train a run to its end, from its last checkpoint or from the start."""
-    keeping = Keeping(args.save_every, args.keep, args.on_nan)
+    keeping = Keeping(args.save_every, args.keep, args.on_nan, tuple(args.tracker))
+    for text in args.tracker:
+        trackers.check(text)
     if args.deterministic:
         parallel.make_deterministic()
     folder = Path(args.run or f"checkpoints/{args.preset}")
-    with parallel.alike(lambda: trainer.checksum(config)):
+    with parallel.sharing_errors(lambda: trainer.checksum(config)):
         config = app.config(args)
         dataset = data.load(config.data)
         config = config.fill_in(dataset)

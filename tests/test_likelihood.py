@@ -240,5 +240,7 @@ def test_options_that_are_refused(model, monkeypatch) -> None:
     with pytest.raises(InputError, match="probes=0: it must be at least 1"):
         evaluation.bits_per_dim(model, images, None, DEVICES, by="flow", probes=0)
     monkeypatch.setitem(sys.modules, "diffrax", None)
-    with pytest.raises(InputError, match=r"needs diffrax: pip install '\.\[likelihood\]'"):
+    with pytest.raises(
+        InputError, match=r"diffrax is not installed: pip install '\.\[likelihood\]'"
+    ):
         evaluation.bits_per_dim(model, images, None, DEVICES, by="flow")

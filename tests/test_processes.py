@@ -71,7 +71,7 @@ def test_in_one_process_everything_is_local() -> None:
     assert parallel.is_first()
     assert parallel.agree(7) == parallel.largest(7) == 7
     parallel.wait_for_all()
-    with pytest.raises(InputError, match="as it was"), parallel.alike():
+    with pytest.raises(InputError, match="as it was"), parallel.sharing_errors():
         raise InputError("as it was")
     assert parallel.first_devices(3) == jax.devices()[:3]
     assert parallel.first_devices(0) == jax.devices()[:1]
@@ -126,7 +126,7 @@ def test_processes_with_other_data_refuse_alike(tmp_path) -> None:
     for code, output in ended:
         assert code == 2, output
         assert last_line(output) == (
-            "error: the processes have different settings or data: start them alike"
+            "error: the processes have different settings or data: start all with the same"
         )
     assert not (tmp_path / "run").exists()
 

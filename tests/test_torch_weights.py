@@ -190,7 +190,7 @@ def test_a_missing_library_is_named(suffix, name, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(b"")
-    hint = rf"{name} is not installed: pip install 'diffusion_jax\[torch\]'"
+    hint = rf"{name} is not installed: pip install '\.\[torch\]'"
     with pytest.raises(InputError, match=hint):
         read_state_dict(path)
     with pytest.raises(InputError, match=hint):

@@ -12,7 +12,6 @@ Both use the prior N(0, alpha_T^2 + sigma_T^2) at the noisiest level that has a 
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +29,7 @@ from diffusion_jax.networks import Network
 from diffusion_jax.parallel import data_parallel
 from diffusion_jax.samplers import row_noise, sample_keys
 from diffusion_jax.spec import choose
-from diffusion_jax.typing import Denoiser, Images, InputError, Level, require
+from diffusion_jax.typing import Denoiser, Images, Level, import_extra, require
 
 BIN = 2 / 255  # the width of a grey level's bin
 FINE = 20_000  # levels between which log(alpha) is interpolated
@@ -79,7 +78,7 @@ def flow(
     mean 0 and variance 1; scaled unit vectors give the exact trace.
     The result is NaN where MOST steps do not suffice.
     """
-    solver = diffrax()
+    solver = import_extra("diffrax", "likelihood")
     curve, size = Curve(*map(jnp.asarray, curve)), y[0].size
 
     def slope(s: Array, state: tuple[Images, Array], _: Any) -> tuple[Images, Array]:
@@ -209,7 +208,7 @@ def bits_per_dim(
     require(probes is None or probes >= 1, f"probes={probes}: it must be at least 1, or None")
     require(len(images) >= 1 and chunk >= 1, "give at least one image, and a chunk of at least one")
     if by == "flow":
-        diffrax()
+        import_extra("diffrax", "likelihood")
     if context is None:
         context = np.zeros((len(images), model.network.n_cfeat), np.float32)
     run = _compiled(
@@ -256,14 +255,3 @@ def units(x0: Images) -> Array:
     size = x0[0].size
     vectors = jnp.eye(size) * np.float32(np.sqrt(size))
     return jnp.broadcast_to(vectors.reshape(size, 1, *x0.shape[1:]), (size, *x0.shape))
-
-
-def diffrax() -> ModuleType:
-    """Return the module diffrax. Raise InputError with what to install if it is missing."""
-    try:
-        import diffrax
-    except ImportError:
-        raise InputError(
-            "the probability flow needs diffrax: pip install '.[likelihood]'"
-        ) from None
-    return diffrax

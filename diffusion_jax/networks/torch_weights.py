@@ -1,6 +1,5 @@
 """Weights of the published PyTorch network: their files, and conversion to and from Flax."""
 
-import importlib
 import io
 import os
 import re
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.files import HEAD, UNKNOWN, explain, sniff, write_atomically
-from diffusion_jax.typing import InputError, Variables, require
+from diffusion_jax.typing import InputError, Variables, import_extra, require
 
 NESTED = ("model_state_dict", "state_dict", "model")  # keys of a checkpoint that hold the tensors
 PREFIXES = ("module.", "_orig_mod.")  # added by DataParallel and by torch.compile
@@ -179,19 +178,9 @@ def codec(path: Path) -> tuple[Callable[[bytes], StateDict], Callable[[StateDict
     return CODECS[path.suffix]
 
 
-def library(name: str) -> Any:
-    """Import an optional library. Raise InputError if it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"{name.split('.')[0]} is not installed: pip install 'diffusion_jax[torch]'"
-        ) from error
-
-
 def decode_torch(data: bytes) -> StateDict:
     """Decode the bytes of a torch.save file that holds only tensors."""
-    torch = library("torch")
+    torch = import_extra("torch", "torch")
     if zipfile.is_zipfile(io.BytesIO(data)):
         entries = zipfile.ZipFile(io.BytesIO(data)).infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -214,7 +203,7 @@ def decode_torch(data: bytes) -> StateDict:
 
 def encode_torch(state_dict: StateDict) -> bytes:
     """Encode tensors as torch.save does."""
-    torch = library("torch")
+    torch = import_extra("torch", "torch")
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(value) for name, value in state_dict.items()}, buffer)
     return buffer.getvalue()
@@ -224,13 +213,13 @@ def decode_safetensors(data: bytes) -> StateDict:
     """Decode the bytes of a safetensors file. Unlike safetensors.numpy, it supports bfloat16."""
     return {
         name: np.frombuffer(value["data"], KINDS[value["dtype"]]).reshape(value["shape"])
-        for name, value in library("safetensors").deserialize(data)
+        for name, value in import_extra("safetensors", "torch").deserialize(data)
     }
 
 
 def encode_safetensors(state_dict: StateDict) -> bytes:
     """Encode tensors as a safetensors file."""
-    return library("safetensors.numpy").save(state_dict)
+    return import_extra("safetensors.numpy", "torch").save(state_dict)
 
 
 CODECS = {

@@ -1,29 +1,19 @@
 """The metrics of a run: one JSON object in each line, appended as training goes on."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from diffusion_jax import files
 from diffusion_jax.files import open_file, write_atomically
 from diffusion_jax.typing import InputError, require
 
+METRICS = "metrics.jsonl"
+
 
 def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """Append records to a metrics file, but never through a link.
-
-    Raise OSError naming the file; its last line may then be cut short.
-    """
-    try:
-        with open(path, "a", opener=_open_no_link) as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
-
-
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+    """Append records to a metrics file. Raise OSError as files.append does."""
+    files.append(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -33,16 +33,17 @@ def load_model(run: str | Path, step: int | None = None) -> Model:
     network = config.build_network()
     here = parallel.replicate(0, parallel.first_devices(1)).sharding
     shapes = checkpoints.template(variable_shapes(network), here)
-    return _model(config, network, checkpoints.restore_model(run, shapes, step))
+    return model_of(config, network, checkpoints.restore_model(run, shapes, step))
 
 
 def untrained(config: Config) -> Model:
     """Return the model of a configuration with its initial weights."""
     network = config.build_network()
-    return _model(config, network, init_variables(network, config.seed))
+    return model_of(config, network, init_variables(network, config.seed))
 
 
-def _model(config: Config, network: Network, variables: Variables) -> Model:
+def model_of(config: Config, network: Network, variables: Variables) -> Model:
+    """Return a configuration's model with these weights."""
     names = () if config.null_context else config.class_names
     parts = config.build_schedule(), config.build_prediction()
     return Model(network, variables, *parts, names)

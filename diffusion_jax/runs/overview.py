@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from diffusion_jax import pictures, samplers
 from diffusion_jax.data import contexts
@@ -27,7 +28,7 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
     sections = [*sample_sections(model, devices)]  # on all processes
     if not is_first():
         return path
-    records = metrics.read(run / "metrics.jsonl")
+    records = metrics.read(run / metrics.METRICS)
     sections += [
         Section("Training loss", loss_curve(records)),
         Section("Configuration", table(load_config(run).to_dict())),
@@ -56,6 +57,15 @@ def sample_sections(model: Model, devices: Sequence[jax.Device]) -> Iterator[Sec
         caption = "From noise to images; the last frame is the result."
         body = picture(moving, f"The denoising of these images by {name}", caption, zoom=2)
         yield Section(f"{title}: the denoising", body)
+
+
+def preview(model: Model, devices: Sequence[jax.Device]) -> UInt8[np.ndarray, "height width 3"]:
+    """Return a picture of EACH samples of every class, by ddim:25."""
+    names, vectors = class_contexts(model)
+    tableau = samplers.build("ddim", model.schedule, min(25, model.schedule.steps))
+    context = np.repeat(vectors, EACH, axis=0)
+    images = sample(model, tableau, len(context), context=context, devices=devices).images
+    return pictures.grid(images, columns=EACH, labels=names)
 
 
 def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:

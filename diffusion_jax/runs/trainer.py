@@ -5,8 +5,8 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,14 +17,15 @@ from tqdm import tqdm
 from diffusion_jax import parallel, training
 from diffusion_jax.data import Dataset
 from diffusion_jax.files import PARTIAL
-from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals
+from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals, trackers
 from diffusion_jax.runs.config import Config
-from diffusion_jax.runs.models import load_config
+from diffusion_jax.runs.metrics import METRICS
+from diffusion_jax.runs.models import load_config, model_of
+from diffusion_jax.runs.overview import preview
+from diffusion_jax.runs.trackers import Tracker
 from diffusion_jax.training import Chunk, Length, Task, TrainState
 from diffusion_jax.training.averages import snapshot_steps
 from diffusion_jax.typing import require
-
-METRICS = "metrics.jsonl"
 
 
 class Keeping(NamedTuple):
@@ -32,12 +33,14 @@ class Keeping(NamedTuple):
 
     save_every: epochs between checkpoints, besides the one at the end; None is 4, or a tenth of
     all epochs where that is more. keep: how many checkpoints to keep, the newest ones. on_nan:
-    "stop" at a step whose loss or gradient is not finite, or "skip" its update.
+    "stop" at a step whose loss or gradient is not finite, or "skip" its update. trackers: specs of
+    where to log scalars, and a picture at each checkpoint, in addition to metrics.jsonl.
     """
 
     save_every: int | None = None
     keep: int = 3
     on_nan: str = "stop"
+    trackers: tuple[str, ...] = ()
 
 
 DEFAULT = Keeping()
@@ -47,6 +50,7 @@ class Run(NamedTuple):
     """A run that is being trained; tell: called with each line that reports on it."""
 
     folder: Path
+    config: Config
     task: Task
     length: Length
     devices: Sequence[jax.Device]
@@ -115,12 +119,12 @@ def train_run(
     if config.null_context:
         dataset = dataset._replace(labels=0 * dataset.labels)
     with ExitStack() as held:
-        with parallel.alike():
+        with parallel.sharing_errors():
             if parallel.is_first():
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locks.only_writer(folder))
                 checkpoints.write_config(folder, config.to_dict())
-        run = Run(folder, config.task(length), length, devices, keeping, tell)
+        run = Run(folder, config, config.task(length), length, devices, keeping, tell)
         state = _resume(run)
         if int(state.step) == length.steps:
             tell(f"{folder} is complete: {length.steps} steps")
@@ -141,7 +145,7 @@ def train_run(
 def _resume(run: Run) -> TrainState:
     """Return the state of the newest sound checkpoint, or a new one; put the metrics back too."""
     step = -1
-    with parallel.alike():
+    with parallel.sharing_errors():
         if parallel.is_first():
             found = checkpoints.newest(run.folder)
             checkpoints.set_aside(run.folder, found)
@@ -165,18 +169,19 @@ def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
     snapshots = snapshot_steps(steps, run.task.average.snapshots)
     begin, first = time.perf_counter(), parallel.is_first()
     bar = tqdm(total=steps, initial=int(state.step), unit="step", disable=not first)
-    with signals.on_signals() as request, bar:
+    with signals.on_signals() as request, bar, _tracking(run) as tracking:
         bar.set_description("training")
         bar.set_postfix_str("compiling")
         data, stops = (dataset.images, dataset.labels), saves | snapshots
         for chunk in training.fit(run.task, run.length, *data, state, run.devices, stops=stops):
             step, count = int(chunk.state.step), len(chunk.losses)
-            _log(run, chunk, step, bar)
+            _log(run, chunk, step, bar, tracking)
             if step in snapshots and count:  # before a checkpoint that follows it
                 checkpoints.save_averages(run.folder, step, chunk.state.averages)
             asked = parallel.largest(request.by or 0)
             if count and (step in saves or asked):
                 _save(run, chunk.state, step)
+                _track_picture(run, chunk.state, step, tracking)
             if asked:
                 bar.close()
                 if first:
@@ -195,7 +200,28 @@ def _save(run: Run, state: TrainState, step: int) -> None:
         raise OSError(error.errno, message, error.filename) from error
 
 
-def _log(run: Run, chunk: Chunk, step: int, bar: tqdm) -> None:
+@contextmanager
+def _tracking(run: Run) -> Iterator[list[Tracker]]:
+    """Open the run's trackers in the first process; close them at the end."""
+    with ExitStack() as opened:
+        found = [
+            trackers.build(text, run.folder) for text in run.keeping.trackers if parallel.is_first()
+        ]
+        for tracker in found:
+            opened.callback(tracker.close)
+        yield found
+
+
+def _track_picture(run: Run, state: TrainState, step: int, tracking: Sequence[Tracker]) -> None:
+    """Give the trackers samples of each class. All processes draw them together."""
+    if run.keeping.trackers:
+        model = model_of(run.config, run.task.network, state.ema)
+        picture = preview(model, run.devices)
+        for tracker in tracking:
+            tracker.picture("samples", picture, step)
+
+
+def _log(run: Run, chunk: Chunk, step: int, bar: tqdm, tracking: Sequence[Tracker]) -> None:
     """Append each step's scalars to the metrics, null where not finite; show the mean loss.
 
     Raise InputError at a loss or gradient that is not finite, unless such steps are skipped.
@@ -217,6 +243,8 @@ def _log(run: Run, chunk: Chunk, step: int, bar: tqdm) -> None:
             for i, at in enumerate(range(before, step))
         ]
         metrics.append(run.folder / METRICS, records)
+        for tracker in tracking:
+            tracker.scalars(records)
     rate = count * length.batch_size / chunk.seconds
     mean = np.mean(chunk.losses[finite]) if finite.any() else np.nan
     bar.set_postfix_str(f"loss {mean:.4f}, {rate:,.0f} images/s", refresh=False)
