@@ -1,14 +1,14 @@
-"""Exponential single-step methods of several stages: DPM-Solver(++), SEEDS and DPM-Solver++ SDE.
+"""Methods of several calls per step: DPM-Solver(++), SEEDS, DPM-Solver++ SDE, and their engine.
 
-In the notation of coefficients.py, the state at each stage j of a step from i is
+The state at each stage j of a step from i is, with r = sigma / alpha,
 
-    x_j = alpha_j x0 + sigma_j d eps + scale c (f - f_i) + sigma_j sqrt(1 - d^2) xi
+    x_j = alpha_j x0 + sigma_j d eps + scale sum_k w_jk (f_k - f_i) + sigma_j sqrt(1 - d^2) xi
 
-where f is the prediction at the previous stage. A step that begins or ends at pure signal (r = 0)
-or pure noise (r infinite) has no inner stages. r is sigma / alpha.
+where f_k is the prediction at the stage k, and scale is that of coefficients.py. A step that begins
+or ends at pure signal (r = 0) or pure noise (r infinite) has no inner stages.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,11 @@ from diffusion_jax.samplers.coefficients import exponential_weights
 from diffusion_jax.samplers.ddim import ancestral_ratios
 from diffusion_jax.samplers.tableau import Row, Symbols, Tableau, symbols, tabulate
 from diffusion_jax.typing import Level, require
+
+Weigh = Callable[[ndarray], Sequence[Sequence[float]] | ndarray]  # kappa of the stages -> w_jk
+Places = Sequence[float] | ndarray
+Scheme = Callable[[int], tuple[Places, Weigh]]  # step -> places of the inner stages, weights
+Noise = Callable[[ndarray], tuple[ndarray, ndarray]]  # r of a step's levels -> d, and times
 
 
 def dpm_singlestep(
@@ -42,9 +47,8 @@ def dpm_singlestep(
     published, "bh2" in order 2 and "exact" in order 3.
     eta: that of euler_ancestral; 1 is k-diffusion's DPM2 ancestral or DPM-Solver++(2S) ancestral.
     """
-    require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
-    inner, noise = _stages(order, r1, r2), partial(_ancestral, 0.0)
-    return _single_steps(schedule, grid, inner, predict, rule, noise, eta)
+    scheme = _chain(order, r1, r2, rule)
+    return single_steps(schedule, grid, predict, order, scheme, ancestral=eta)
 
 
 def seeds(
@@ -67,7 +71,7 @@ def seeds(
     def noise(r: ndarray) -> tuple[ndarray, ndarray]:
         return (r[1:] / r[0]) ** eta, r ** (-2 * eta)
 
-    return _single_steps(schedule, grid, _stages(order, r1, r2), "x0", rule, noise)
+    return single_steps(schedule, grid, "x0", order, _chain(order, r1, r2, rule), noise)
 
 
 def dpmpp_sde(schedule: NoiseSchedule, grid: Grid, eta: float = 1.0, r1: float = 1 / 2) -> Tableau:
@@ -78,8 +82,8 @@ def dpmpp_sde(schedule: NoiseSchedule, grid: Grid, eta: float = 1.0, r1: float =
     r1: place of the inner stage, in units of h.
     """
     require(0 <= eta <= 1, f"eta={eta}: it must be in [0, 1]")
-    noise = partial(_ancestral, eta)
-    return _single_steps(schedule, grid, _stages(2, r1, 1.0), "x0", "bh2", noise)
+    scheme = _chain(2, r1, 1.0, "bh2")
+    return single_steps(schedule, grid, "x0", 2, scheme, partial(_ancestral, eta))
 
 
 def _ancestral(eta: float, r: ndarray) -> tuple[ndarray, ndarray]:
@@ -90,75 +94,85 @@ def _ancestral(eta: float, r: ndarray) -> tuple[ndarray, ndarray]:
     return np.sqrt(1 - eta**2 * (1 - (r[1:] / r[0]) ** 2)), -r
 
 
-def _stages(order: int, r1: float | None, r2: float) -> list[float]:
-    """Return the places of the inner stages in a step, in units of h."""
+_no_noise = partial(_ancestral, 0.0)
+
+
+def _chain(order: int, r1: float | None, r2: float, rule: str | None) -> Scheme:
+    """Return the scheme of which each stage uses the difference of the stage before only."""
     require(order in (1, 2, 3), f"order={order}: it must be in 1..3")
     r1 = (1 / 2 if order == 2 else 1 / 3) if r1 is None else r1
-    inner = [r1, r2][: order - 1]
-    ascending = np.all(np.diff([0.0, *inner, 1.0]) > 0)
+    places = [*[r1, r2][: order - 1], 1.0]
+    ascending = np.all(np.diff([0.0, *places]) > 0)
     require(ascending, f"r1={r1}, r2={r2}: they must obey 0 < r1 < r2 < 1")
-    return inner
+    rules = ["", rule or ("exact" if order == 3 else "bh2"), "exact"]
+
+    def weigh(kappa: ndarray) -> ndarray:
+        weights = np.zeros((order, order - 1))
+        for stage in range(1, order):
+            node = np.array([places[stage - 1] / places[stage]])
+            weights[stage, stage - 1] = exponential_weights(kappa[stage], node, rules[stage])[0]
+        return weights
+
+    return lambda step: (places[:-1], weigh)
 
 
-def _single_steps(
+def single_steps(
     schedule: NoiseSchedule,
     grid: Grid,
-    inner: list[float],
     predict: str,
-    rule: str | None,
-    noise: Callable[[ndarray], tuple[ndarray, ndarray]],
+    order: int,
+    scheme: Scheme,
+    noise: Noise = _no_noise,
     ancestral: float = 0.0,
 ) -> Tableau:
-    """Return the tableau of steps with stages at `inner` and with noise in or, ancestral, after."""
-    rule = ("exact" if len(inner) == 2 else "bh2") if rule is None else rule
-    s, rows = symbols(len(inner)), []
+    """Return the tableau of steps with `noise` in the stages, or with ancestral noise after them.
+
+    predict: f, "x0" or "eps". order: the most calls in a step.
+    """
+    require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
+    s = symbols(order - 1)
+    rows: list[Row] = []
     steps = zip(grid.levels[:-1], grid.levels[1:], *ancestral_ratios(grid, ancestral), strict=True)
     for step, (start, end, down, up) in enumerate(steps):
-        first = grid.ratio[step]
-        places = [*(inner if down > 0 and first < np.inf else []), 1.0]
-        stages = [schedule.at_ratio(first * (down / first) ** place) for place in places[:-1]]
-        levels = [start, *stages, Level(end.t, end.alpha, end.alpha * down)]
-        *before, last = _single_step(s, levels, places, predict, rule, noise)
-        x_next = last.outputs[0] + end.alpha * up * s.xi
-        rows += [*before, last._replace(outputs=[x_next, *last.outputs[1:]])]
+        first, last = grid.ratio[step], Level(end.t, end.alpha, end.alpha * down)
+        places, weigh = scheme(step) if down > 0 and first < np.inf else ([], _nothing)
+        ratios = zip(places, first * (down / first) ** np.array(places), strict=True)
+        inner = [last if np.isclose(c, 1) else schedule.at_ratio(ratio) for c, ratio in ratios]
+        rows += _single_step(s, [start, *inner, last], predict, weigh, noise, up)
     return tabulate(rows)
 
 
+def _nothing(kappa: ndarray) -> ndarray:
+    """Return the weights of a step without inner stages."""
+    return np.zeros((1, 0))
+
+
 def _single_step(
-    s: Symbols,
-    levels: list[Level],
-    places: list[float],
-    predict: str,
-    rule: str,
-    noise: Callable[[ndarray], tuple[ndarray, ndarray]],
+    s: Symbols, levels: list[Level], predict: str, weigh: Weigh, noise: Noise, up: float
 ) -> list[Row]:
     """Return the rows of a step. The registers hold the known terms of the later stages.
 
-    places: positions of levels[1:] in the step, in units of h.
+    levels: of the start and of each stage. up: r of the noise after the step.
     """
     f = getattr(s, predict)
     _, alpha, sigma = np.array(levels, np.float64).T
     ratio = noise_ratio(alpha, sigma)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # in steps that use no kappa
         kept, clock = noise(ratio)
-    weights = [0.0]
-    for stage in range(1, len(places)):
-        kappa, scale = np.log(ratio[stage + 1] / ratio[0]), sigma[stage + 1]
-        if predict == "x0":
-            kappa, scale = -kappa - np.log(kept[stage]), alpha[stage + 1]
-        node = np.array([places[stage - 1] / places[stage]])
-        weights += list(scale * exponential_weights(kappa, node, "exact" if stage == 2 else rule))
-    known = [
-        a * s.x0 + b * d * s.eps - c * f
-        for a, b, d, c in zip(alpha[1:], sigma[1:], kept, weights, strict=True)
-    ]
+        log = np.log(ratio[1:] / ratio[0])
+        kappa, scale = (log, sigma) if predict == "eps" else (-log - np.log(kept), alpha)
+    weights = scale[1:, None] * np.asarray(weigh(kappa))
+    state = np.outer(alpha[1:], s.x0) + np.outer(sigma[1:] * kept, s.eps)
+    state -= np.outer(weights.sum(1), f)
     share = np.ones((1, 1))  # of each row in the variance of xi at each stage
-    if len(places) > 1:
+    if len(levels) > 2:
         share = np.diff(clock)[:, None] / (clock[1:] - clock[0])
     deviation = sigma[1:] * np.sqrt((1 - kept**2) * share)
+    deviation[-1, -1] += alpha[-1] * up
     rows = []
-    for stage, c in enumerate(weights):
-        later = known if stage == 0 else [s.z[0] + c * f, *s.z[1 : len(places) - stage]]
-        spread = deviation[stage, stage:, None] * s.xi
-        rows.append(Row(levels[stage], list(later + spread), stage == len(places) - 1))
+    for call, level in enumerate(levels[:-1]):
+        if call:
+            state = np.stack(s.z[: len(weights) - call]) + np.outer(weights[call:, call - 1], f)
+        later = state + np.outer(deviation[call, call:], s.xi)
+        rows.append(Row(level, list(later), call == len(weights) - 1))
     return rows

@@ -13,6 +13,7 @@ import numpy as np
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.ddim import euler
+from diffusion_jax.samplers.runge_kutta import runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep
 from diffusion_jax.samplers.tableau import XI, Row, Tableau, check, check_rows, symbols, tabulate
 from diffusion_jax.typing import Level, require
@@ -26,24 +27,19 @@ def heun(schedule: NoiseSchedule, grid: Grid, space: str = "ratio") -> Tableau:
     dx = x0 dalpha + eps dsigma, which in rectified flow is Heun in t.
     """
     require(space in ("ratio", "levels"), f"space={space!r}: it must be ratio or levels")
-    steps = zip(grid.levels[:-1], grid.levels[1:], strict=True)
-    return tabulate([row for step in steps for row in _heun_step(*step, space)])
-
-
-def _heun_step(start: Level, end: Level, space: str) -> list[Row]:
-    """Return a step of EDM's algorithm 1: an Euler step, then the mean of both ends' slopes."""
-    s = symbols(1)
-    euler = end.alpha * s.x0 + end.sigma * s.eps  # lines 4 and 5
-    if end.sigma == 0 or (start.alpha == 0 and space == "ratio"):
-        return [Row(start, [euler])]
     if space == "ratio":
-        change = (end.sigma - end.alpha * start.sigma / start.alpha) * s.eps  # slope times step
-    else:
+        return runge_kutta(schedule, grid, order=2)
+    s = symbols(1)
+    rows: list[Row] = []
+    for start, end in _steps(grid):
+        euler = end.alpha * s.x0 + end.sigma * s.eps
         change = (end.alpha - start.alpha) * s.x0 + (end.sigma - start.sigma) * s.eps
-    return [
-        Row(start, [euler, euler - change / 2], ends_step=False),  # keeps half of the first slope
-        Row(end, [s.z[0] + change / 2]),  # lines 7 and 8, with half of the second slope
-    ]
+        if end.sigma == 0:
+            rows.append(Row(start, [euler]))
+            continue
+        rows.append(Row(start, [euler, euler - change / 2], ends_step=False))  # half of the slope
+        rows.append(Row(end, [s.z[0] + change / 2]))  # and half of that at the end
+    return tabulate(rows)
 
 
 BASES: dict[str, Callable[..., Tableau]] = {  # methods that remember nothing from step to step
