@@ -422,23 +422,24 @@ def plms_of_v(scheduler: Any) -> Tableau:
 
 
 HALVED = (
-    "Their D2 = (D1_0 - D1_1) / (r_0 + r_1) is a second divided difference, half of the second "
-    "derivative, and meets the weight of the whole derivative: the method falls to order 2. The "
-    "code of the paper's authors and k-diffusion have it too."
+    "Their D2 = (D1_0 - D1_1) / (r_0 + r_1) is a second divided difference, which is half of the "
+    "second derivative, but they weight it as the whole derivative. The method therefore falls to"
+    " order 2. The code of the paper's authors and k-diffusion do the same."
 )
 MIXED_V = (
-    "They combine the v of different levels as if they were eps, and read the sum at one level: "
-    "v = alpha eps - sigma x0 of different levels do not add up."
+    "They combine predictions of v from different levels as if these were eps, and interpret the "
+    "sum at one level. But v = alpha eps - sigma x0 has another meaning at each level."
 )
 MISREAD = (
-    "They call the network at the level where a step ends, and read the v that it predicts at the "
-    "level where the step starts. A v means another x0 at each level; eps does not."
+    "They call the network at the level where a step ends, but interpret its v at the level where"
+    " the step starts. The same v stands for another x0 at each level; an eps does not depend on "
+    "the level in this way."
 )
 ALL_NOISE = (
-    "LCM adds noise of the whole sigma; ours, algorithm 1 of consistency models, leaves out that "
-    "of the schedule's first step."
+    "LCM adds noise with the whole sigma of the level. Ours is algorithm 1 of consistency models,"
+    " which subtracts the variance of the schedule's first step."
 )
-INFINITE = "Their B(h) = h is infinite in the step to sigma = 0, and their result is not a number."
+INFINITE = "Their B(h) = h is infinite in the step to sigma = 0, so their result is not a number."
 CASES = {case.label: case for case in _cases()}
 
 
@@ -486,10 +487,10 @@ def differences() -> list[str]:
         for prediction in case.predictions:
             remark = ""
             if case.why:
-                remark = f"differs on purpose [{reasons.setdefault(case.why, len(reasons) + 1)}]"
+                remark = f"differs [{reasons.setdefault(case.why, len(reasons) + 1)}]"
             if case.as_theirs:
                 wrong = relative_error(case._replace(ours=case.as_theirs), prediction)
-                remark += f"; with theirs put in: {wrong:.1e}"
+                remark += f"; with their fault in ours: {wrong:.1e}"
             error = relative_error(case, prediction)
             name = f"{case.name}, {case.steps} steps"
             lines.append(f"| {name} | {case.theirs} | {prediction} | {error:.1e} | {remark} |")
@@ -498,35 +499,38 @@ def differences() -> list[str]:
 
 INTRODUCTION = """# The samplers, measured
 
-Written by `python -m tests.compare_samplers > docs/samplers.md`; `make test-peers` asserts it.
+`python -m tests.compare_samplers > docs/samplers.md` writes this page. `make test-peers` tests
+its figures.
 """
 ORDERS = """## Orders of convergence
 
-On two Gaussians on a line, with their exact denoiser, in float64: minus the slope of the error in
-the number of steps ({steps}), from sigma / alpha = 4 to 0.2."""
+The data are two Gaussians on a line, whose exact denoiser is known. Every method runs in float64
+from sigma / alpha = 4 to 0.2, in {steps} steps. The fitted order is minus the slope of the error
+against the number of steps, both in logarithms."""
 SAME = """## Samplers that are the same map
 
-Samplers are the same map if their samples have the same distribution for every network: eps is
-eliminated by x = alpha x0 + sigma eps, registers are unrolled, and noise is compared by its
-covariance. `python -m experiments.analyse --identify --steps=10` finds such samplers, on any
-schedule and grid; the tests assert this table. Orders of 2 and 3 need as many steps. One exception:
-`ddpm:500` on the schedule `course`, whose beta of step 1 is not the one that its alphas have."""
+Samplers are the same map if their samples have the same distribution for every network.
+The comparison eliminates eps by x = alpha x0 + sigma eps, unrolls the registers, and compares
+noise by its covariance. `python -m experiments.analyse --identify --steps=10` finds such samplers
+on any schedule and grid, and the tests assert this table. Methods of orders 2 and 3 need at least
+that many steps. There is one exception: on the schedule `course`, `ddpm:500` differs, because the
+course's beta of step 1 does not fit its alphas."""
 DIFFERENCES = """## Whole runs against diffusers {version}
 
-The same betas, levels, network, initial state and noise; ours in single precision by the compiled
-loop. The relative error is that of the final images, |ours - theirs| / |theirs|.
+Both have the same betas, levels, network, initial state and noise. Ours run in the compiled loop,
+in single precision. The relative error of the final images is |ours - theirs| / |theirs|.
 
-Theirs has no churn that can be compared: EulerDiscreteScheduler adds the noise after the network
-was called, so that the network never sees the state that it is told to denoise (algorithm 2 of
-EDM calls it after), and HeunDiscreteScheduler has none. Ours is tested against a loop written
-from the paper."""
+Churn is not compared. EulerDiscreteScheduler adds the noise after it calls the network, so the
+network does not see the noisy state, as it does in algorithm 2 of EDM. HeunDiscreteScheduler has
+no churn. A test compares our churn with a loop written from the paper."""
 
-WEAK = """The weak order of methods that add noise, on Gaussian data: minus the slope of the exact
-error of mean and standard deviation ({steps} steps, on the same levels)."""
+WEAK = """For methods that add noise, the data are Gaussian, and the error is the exact error of
+the mean and the standard deviation after {steps} steps on the same levels. The fitted order is
+that of weak convergence."""
 AUTHORS = """## Whole runs against the authors' code
 
-In float64, with the same levels, denoiser and noise. The figures of theirs were computed once, by
-their unchanged code: tests/fixtures/authors.json. There are nine to eleven steps."""
+Both run in float64 with the same levels, denoiser and noise, in nine to eleven steps. The
+authors' unchanged code computed the figures in tests/fixtures/authors.json once."""
 
 if __name__ == "__main__":
     print(document())

@@ -27,8 +27,8 @@ FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "authors.json").read_
 CASES = FIXTURE["cases"]
 NOISE = np.random.RandomState(7).standard_normal((200, 5))
 WHY = {
-    "halved": "Their second divided difference is half of the second derivative, whose weight it "
-    "gets.",
+    "halved": "They give the second divided difference, which is half of the second derivative, "
+    "the weight of the whole derivative.",
     "sums": "They approximate integrals by sums of 100 terms.",
     "stage": "The difference in their third stage has a weight that does not vanish in short steps "
     "(phi_23 of the data prediction is -1 at h = 0).",
@@ -114,7 +114,7 @@ def lines() -> list[str]:
             remark = f"differs [{numbers[case['why']]}]"
             with as_theirs(case["why"]):
                 error = relative_error(case)
-            remark += f"; with theirs put in: {error:.0e}" if case["why"] in PUT_IN else ""
+            remark += f"; with their fault in ours: {error:.0e}" if case["why"] in PUT_IN else ""
         rows.append(
             f"| `{case['ours']}` | {case['theirs']} | {relative_error(case):.0e} | {remark} |"
         )
