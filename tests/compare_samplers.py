@@ -25,6 +25,7 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.guidance import network_denoiser
 from diffusion_jax.diffusion.predictions import build
 from diffusion_jax.samplers import Tableau, analysis, coefficients
+from diffusion_jax.samplers.adams import EVEN
 from diffusion_jax.samplers.multistep import exponential_multistep, step_orders
 from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
 from diffusion_jax.typing import Level, Prediction
@@ -410,8 +411,7 @@ def plms_of_v(scheduler: Any) -> Tableau:
         v, count = velocity[step], min(step, 3)
         mean = v.copy()
         if count:
-            weights = coefficients.adams_weights(-np.arange(1.0, count + 1))
-            mean += weights @ (np.stack(s.z[:count]) - v)
+            mean += EVEN[count - 1] @ (np.stack(s.z[:count]) - v)
         eps = level.alpha * mean + level.sigma * s.x
         x_next = grid.alpha[step + 1] / level.alpha * s.x + span[step] * eps
         rows.append(Row(level, [x_next, v, *s.z[:2]], ends_step=step > 0))

@@ -9,7 +9,7 @@ from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.evaluation.identity import canonical, is_same
 from diffusion_jax.samplers import SAMPLERS, Tableau, analysis, solve
-from diffusion_jax.samplers.coefficients import adams_weights, exponential_moments, phi
+from diffusion_jax.samplers.coefficients import exponential_moments, phi
 from diffusion_jax.samplers.tableau import XI, check, for_cfg_pp, pad, to_float32
 from diffusion_jax.sampling.draw import REGISTERS, ROWS
 from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
@@ -212,13 +212,6 @@ def test_phi_is_its_integral(z: float) -> None:
         factorial *= k
     moments = [np.sum(weights / 2 * z * np.exp(-z * (1 - s)) * s**p) for p in (1, 2, 3)]
     assert np.allclose(exponential_moments(z, 3), moments, rtol=1e-11, atol=1e-15)
-
-
-def test_adams_weights_are_the_textbooks() -> None:
-    for count, expected in ((1, [-1 / 2]), (2, [-16 / 12, 5 / 12]), (3, [-59, 37, -9])):
-        scale = 24 if count == 3 else 1
-        weights = adams_weights(-np.arange(1.0, count + 1))
-        assert np.allclose(scale * weights, expected, atol=1e-12)
 
 
 # --- single samplers ---------------------------------------------------------------------------

@@ -11,12 +11,13 @@ from numpy import ndarray
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers.coefficients import adams_weights, difference_weights
+from diffusion_jax.samplers.coefficients import difference_weights
 from diffusion_jax.samplers.multistep import resolve_order
 from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.spec import choose
 from diffusion_jax.typing import require
 
+EVEN = ([-1 / 2], [-16 / 12, 5 / 12], [-59 / 24, 37 / 24, -9 / 24])  # weights of eps_k - eps
 PANEL, SHARE = np.polynomial.legendre.leggauss(8)  # Gauss's rule on [-1, 1]
 
 
@@ -81,10 +82,7 @@ def pndm(
     """
     order = resolve_order(order, 4, 4, grid)
 
-    def weigh(step: int, past: ndarray) -> ndarray:
-        return adams_weights(-np.arange(1.0, len(past) + 1))
-
-    rows = _rows(grid, order, weigh, not improved)
+    rows = _rows(grid, order, lambda step, past: np.array(EVEN[len(past) - 1]), not improved)
     if improved or order == 1 or grid.alpha[0] == 0:
         return tabulate(rows)
     s = symbols(order - 1)

@@ -66,11 +66,3 @@ def exponential_weights(kappa: float, nodes: ndarray, rule: str = "exact") -> nd
         total = kappa if rule == "bh1" else -math.expm1(-kappa)
         return total / 2 / nodes
     return difference_weights(nodes, exponential_moments(kappa, len(nodes)))
-
-
-def adams_weights(nodes: ndarray) -> ndarray:
-    """Return the difference_weights of the plain integral from 0 to 1.
-
-    Its moments are 1 / (p + 1).
-    """
-    return difference_weights(nodes, 1 / np.arange(2, len(nodes) + 2))
