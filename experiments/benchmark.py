@@ -197,11 +197,9 @@ def sampling_groups(
     setting: Setting, bare: Bare, cases: Mapping[str, Tableau], peers: Any
 ) -> Iterator[Group]:
     """Yield bare passes and each sampler, ours and the peers', after a first run of each."""
-    each = min(timing.seconds_of(partial(bare.run, 1)) for _ in range(3))
 
     def group(case: str, candidates: dict, units: dict[str, int], images: int) -> Group:
-        words, seconds = {"case": case} | setting.words, each * sum(units.values())
-        return Group(words, candidates, units, images, bare.flop, seconds)
+        return Group({"case": case} | setting.words, candidates, units, images, bare.flop)
 
     passes: dict[str, Callable] = {BARE: partial(bare.run, PASSES)}
     candidates = passes | (peers.passes(PASSES) if peers else {})
@@ -231,9 +229,10 @@ def training_group(
     if peers := torch_peers(args, model, batch, dtype, devices):
         candidates |= {name: partial(step, STEPS) for name, step in peers.training().items()}
         note_peers(record, peers, words)
-    seconds = sum(map(timing.seconds_of, candidates.values()))
+    for run in candidates.values():
+        run()
     units, words = dict.fromkeys(candidates, STEPS), {"case": "training"} | words
-    return Group(words, candidates, units, batch * STEPS, trainer.flop, seconds)
+    return Group(words, candidates, units, batch * STEPS, trainer.flop)
 
 
 def rows_of(group: Group, seconds: Mapping[str, Any], peaks: Record) -> list[Record]:

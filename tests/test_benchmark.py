@@ -1,7 +1,6 @@
 """Test the benchmark: its clock and budget, FLOP, memory, collectives, errors, and the app."""
 
 import json
-import re
 import time
 from pathlib import Path
 
@@ -43,10 +42,8 @@ def test_candidates_take_turns() -> None:
 
 
 def test_a_budget_ends_the_rounds_but_not_before_the_least() -> None:
-    told: list[float] = []
-    runs = timing.interleave({"a": lambda: time.sleep(0.02)}, 100, 0.2, told.append)["a"]
+    runs = timing.interleave({"a": lambda: time.sleep(0.02)}, 100, 0.2)["a"]
     assert timing.LEAST <= len(runs) <= 10
-    assert told == runs.tolist()
     assert len(timing.interleave({"a": lambda: time.sleep(0.02)}, 100, 0.001)["a"]) == timing.LEAST
 
 
@@ -58,14 +55,16 @@ def test_what_runs_on_is_waited_for() -> None:
     assert timing.seconds_of(lambda: [Slow(), Slow()]) >= 0.1
 
 
-def test_rounds_share_a_budget() -> None:
-    """Give short groups all their repeats, long groups the rest, and every group the minimum."""
-    each = {"long": 10.0, "short": 0.1, "middle": 1.0}
-    assert timing.rounds(each, 20, None) == dict.fromkeys(each, 20)
-    assert timing.rounds(each, 20, 1000.0) == dict.fromkeys(each, 20)
-    assert timing.rounds(each, 20, 100.0) == {"short": 20, "middle": 20, "long": 7}
-    assert timing.rounds(each, 20, 1.0) == dict.fromkeys(each, timing.LEAST) | {"short": 3}
-    assert timing.rounds(each, 2, 1.0) == dict.fromkeys(each, 2)
+def test_groups_share_a_budget() -> None:
+    """Give each group an equal part, and what a group leaves to those after it."""
+    begin, runs = time.monotonic(), {"a": lambda: time.sleep(0.01)}
+    groups = [timing.Group({"case": "short"}, {"b": lambda: None}, {"b": 1}, 0, 1.0)]
+    groups += [timing.Group({"case": str(number)}, runs, {"a": 1}, 0, 1.0) for number in range(2)]
+    counts = [len(*found.values()) for _, found in timing.run_groups(groups, 30, begin, 0.3)]
+    assert counts[0] == 30
+    assert 3 < counts[1] <= 15
+    assert [len(*f.values()) for _, f in timing.run_groups(groups, 5, begin, None)] == [5] * 3
+    assert [len(*f.values()) for _, f in timing.run_groups(groups, 5, begin, 0.0)] == [3] * 3
 
 
 def test_a_summary_is_of_percentiles() -> None:
@@ -207,8 +206,6 @@ def test_the_app_writes_its_results(model, tmp_path: Path, capsys, monkeypatch) 
     flags = ("--dtypes=bfloat16", "--repeats=4", "--budget=0.1s", f"--out={out}")
     apps.call("benchmark", *cases, *flags, "--devices=2")
     printed = capsys.readouterr().out
-    said = r"compilation included; about \d+ s of runs: more than the budget of 0 s, since each"
-    assert re.search(rf"{said} candidate has at least 3 runs; the longest is ddpm:40", printed)
     record = json.loads((out / "results.json").read_text())
     ours = [row for row in record["rows"] if row["candidate"] == "diffusion_jax"]
     assert [(row["case"], row["devices"], row["passes or steps"]) for row in ours] == [

@@ -23,7 +23,7 @@ FITTING = [
     (family, name)
     for family, schedule in FAMILIES.items()
     for name, each in PREDICTIONS.items()
-    if not (each().needs_signal and schedule.alpha[-1] == 0)
+    if predictions.fits(each(), schedule)
 ]
 
 

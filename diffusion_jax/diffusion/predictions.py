@@ -1,11 +1,11 @@
-"""What a network predicts, and how its output is converted to a clean image and a noise.
+"""What a network predicts: a x0 + b eps, with factors a and b that depend on the level.
 
 At each level x = alpha x0 + sigma eps, so that x and the output determine both x0 and eps.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -13,28 +13,32 @@ from diffusion_jax import spec
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.typing import InputError, Level, Prediction, require
 
-Values = Any  # JAX or NumPy arrays: the formulas hold for both
+Values = Any  # numbers, or JAX or NumPy arrays: the formulas hold for all of them
 
 
 @dataclass(frozen=True)
 class Parameterization:
-    """The meaning of a network's output: decode converts it, and target is the inverse.
+    """The meaning of a network's output. A subclass defines its factors."""
 
-    The network learns the target. needs_signal: whether decode divides by alpha, so that it cannot
-    start from pure noise.
-    """
-
-    needs_signal: ClassVar[bool] = False
-
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return the clean image and the noise that an output stands for."""
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (a, b): the network learns the target a x0 + b eps."""
         raise NotImplementedError
 
     def target(self, x0: Values, eps: Values, level: Level) -> Values:
         """Return the output that stands for a clean image and a noise."""
-        raise NotImplementedError
+        a, b = self.factors(level)
+        return a * x0 + b * eps
 
-    def size(self, level: Level) -> Any:
+    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
+        """Return the clean image and the noise that an output stands for."""
+        a, b = self.factors(level)
+        determinant = level.alpha * b - level.sigma * a
+        return Prediction(
+            (b * x - level.sigma * output) / determinant,
+            (level.alpha * output - a * x) / determinant,
+        )
+
+    def size(self, level: Level) -> Values:
         """Return the standard deviation of x_t for data of unit variance, but at least 1."""
         size = (level.alpha**2 + level.sigma**2) ** 0.5
         return jnp.where(size < 1 + 1e-5, 1, size)  # exactly 1 on variance preserving schedules
@@ -48,74 +52,45 @@ class Parameterization:
 class Eps(Parameterization):
     """The noise eps: Ho et al. 2020, arXiv:2006.11239, eq. 14."""
 
-    needs_signal: ClassVar[bool] = True
-
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return ((x - sigma output) / alpha, output)."""
-        return Prediction((x - level.sigma * output) / level.alpha, output)
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return eps."""
-        return eps
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (0, 1)."""
+        return 0.0, 1.0
 
 
 @dataclass(frozen=True)
 class X0(Parameterization):
     """The clean image x0."""
 
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return (output, (x - alpha output) / sigma)."""
-        return Prediction(output, (x - level.alpha * output) / level.sigma)
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return x0."""
-        return x0
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (1, 0)."""
+        return 1.0, 0.0
 
 
 @dataclass(frozen=True)
 class V(Parameterization):
     """v = alpha eps - sigma x0: Salimans and Ho 2022, arXiv:2202.00512, section 4."""
 
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return (alpha x - sigma v, sigma x + alpha v) / (alpha^2 + sigma^2)."""
-        square = level.alpha**2 + level.sigma**2
-        return Prediction(
-            (level.alpha * x - level.sigma * output) / square,
-            (level.sigma * x + level.alpha * output) / square,
-        )
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return alpha eps - sigma x0."""
-        return level.alpha * eps - level.sigma * x0
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (-sigma, alpha)."""
+        return -level.sigma, level.alpha
 
 
 @dataclass(frozen=True)
 class Score(Parameterization):
     """The gradient of log p_t, which is -eps / sigma: Song et al. 2020, arXiv:2011.13456."""
 
-    needs_signal: ClassVar[bool] = True
-
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return ((x + sigma^2 score) / alpha, -sigma score)."""
-        return Prediction((x + level.sigma**2 * output) / level.alpha, -level.sigma * output)
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return -eps / sigma."""
-        return -eps / level.sigma
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (0, -1 / sigma)."""
+        return 0.0, -1 / level.sigma
 
 
 @dataclass(frozen=True)
 class Flow(Parameterization):
     """The velocity eps - x0 of a straight path: Liu et al. 2022, arXiv:2209.03003, eq. 1."""
 
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return (x - sigma output, x + alpha output) / (alpha + sigma)."""
-        total = level.alpha + level.sigma
-        return Prediction((x - level.sigma * output) / total, (x + level.alpha * output) / total)
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return eps - x0."""
-        return eps - x0
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return (-1, 1)."""
+        return -1.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -132,23 +107,14 @@ class Edm(Parameterization):
         """Raise InputError unless sigma_data is positive and finite."""
         require(0 < self.sigma_data < 1e6, f"sigma_data={self.sigma_data}: it must be above 0")
 
-    def size(self, level: Level) -> Any:
+    def factors(self, level: Level) -> tuple[Values, Values]:
+        """Return the factors of (x0 - c_skip y) / c_out."""
+        size = self.size(level)
+        return level.sigma / (self.sigma_data * size), -level.alpha * self.sigma_data / size
+
+    def size(self, level: Level) -> Values:
         """Return the standard deviation of x_t for data of standard deviation sigma_data."""
         return (level.sigma**2 + (level.alpha * self.sigma_data) ** 2) ** 0.5
-
-    def decode(self, output: Values, x: Values, level: Level) -> Prediction:
-        """Return c_skip y + c_out output, and the noise that belongs to it."""
-        norm = self.size(level)
-        scaled, output = x / norm, output * self.sigma_data
-        x0 = level.alpha * self.sigma_data**2 / norm * scaled + level.sigma / norm * output
-        eps = level.sigma / norm * scaled - level.alpha / norm * output
-        return Prediction(x0, eps)
-
-    def target(self, x0: Values, eps: Values, level: Level) -> Values:
-        """Return (x0 - c_skip y) / c_out."""
-        norm = self.size(level)
-        image = level.sigma / (self.sigma_data * norm) * x0
-        return image - level.alpha * self.sigma_data / norm * eps
 
 
 PREDICTIONS: dict[str, Callable[..., Parameterization]] = {
@@ -159,6 +125,7 @@ PREDICTIONS: dict[str, Callable[..., Parameterization]] = {
     "flow": Flow,
     "edm": Edm,
 }
+NOISE = Level(1.0, 0.0, 1.0)  # the level without any signal
 
 
 def build(text: str) -> Parameterization:
@@ -166,10 +133,15 @@ def build(text: str) -> Parameterization:
     return spec.build(text, PREDICTIONS, "prediction")
 
 
+def fits(prediction: Parameterization, schedule: NoiseSchedule) -> bool:
+    """Return whether the output determines x0 at every level, also where alpha is 0."""
+    return bool(schedule.alpha[-1] > 0 or prediction.factors(NOISE)[0] != 0)
+
+
 def check(prediction: Parameterization, schedule: NoiseSchedule) -> None:
     """Raise InputError if networks with this prediction cannot sample on the schedule."""
-    if prediction.needs_signal and schedule.alpha[-1] == 0:
-        able = [name for name, each in PREDICTIONS.items() if not each().needs_signal]
+    able = [name for name, each in PREDICTIONS.items() if fits(each(), schedule)]
+    if not fits(prediction, schedule):
         raise InputError(
             f"prediction={type(prediction).__name__.lower()} on a schedule that ends in pure "
             "noise: it does not determine x0 where alpha is 0; "

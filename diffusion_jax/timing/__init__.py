@@ -8,7 +8,6 @@ from diffusion_jax.timing.clocks import (
     counting,
     interleave,
     process_seconds,
-    rounds,
     run_groups,
     seconds_of,
     summary,

@@ -16,7 +16,6 @@ from numpy import ndarray
 from tqdm import tqdm
 
 COMPILATION = "/jax/core/compile/backend_compile_duration"
-BAR = "{l_bar}{bar}| {elapsed}<{remaining}"  # the bar counts seconds
 LEAST = 3  # the fewest runs, however short the time
 
 
@@ -67,16 +66,12 @@ def seconds_of(run: Callable[[], Any]) -> float:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    budget: float | None = None,
-    progress: Callable[[float], Any] | None = None,
+    candidates: Mapping[str, Callable[[], Any]], repeats: int, budget: float | None = None
 ) -> dict[str, Float[ndarray, "runs"]]:
     """Return the seconds of each run of candidates that take turns.
 
     A slow spell of the machine then affects all of them. Every run counts, so compile before. After
-    LEAST rounds, stop if the next one would exceed budget seconds in all. progress: called with the
-    seconds of each run.
+    LEAST rounds, stop if the next one would exceed budget seconds in all.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     begin = time.perf_counter()
@@ -86,8 +81,6 @@ def interleave(
             break
         for name, run in candidates.items():
             seconds[name].append(seconds_of(run))
-            if progress is not None:
-                progress(seconds[name][-1])
     return {name: np.array(runs) for name, runs in seconds.items()}
 
 
@@ -96,28 +89,12 @@ def summary(values: ArrayLike) -> Timing:
     return Timing(*map(float, np.percentile(np.asarray(values), [50, 10, 90])))
 
 
-def rounds(each: Mapping[str, float], repeats: int, budget: float | None) -> dict[str, int]:
-    """Return how many rounds of each group fit into a budget in seconds.
-
-    each: the seconds of a round of each group. A group gets LEAST to repeats rounds. Time that
-    short groups do not use goes to longer ones.
-    """
-    if budget is None:
-        return dict.fromkeys(each, repeats)
-    chosen = {}
-    for place, name in enumerate(sorted(each, key=lambda name: each[name])):
-        share = budget / (len(each) - place)
-        chosen[name] = int(np.clip(share / each[name], min(LEAST, repeats), repeats))
-        budget = max(budget - chosen[name] * each[name], 0.0)
-    return chosen
-
-
 class Group(NamedTuple):
     """Candidates that take turns.
 
     words: the group's columns in a table; "case" is its name. units: the network passes or
     training steps in a run of each candidate. images: the images that a run draws or trains on, 0
-    for bare passes. flop: the FLOP of a unit. seconds: the approximate time of a round.
+    for bare passes. flop: the FLOP of a unit.
     """
 
     words: dict[str, Any]
@@ -125,7 +102,6 @@ class Group(NamedTuple):
     units: Mapping[str, int]
     images: int
     flop: float
-    seconds: float
 
 
 def run_groups(
@@ -134,40 +110,11 @@ def run_groups(
     """Time groups one after the other, with a progress bar, and yield the seconds of each run.
 
     begin: the time.monotonic() at which the budget started; compilation has used part of it.
-    budget: in seconds; None sets no limit.
+    budget: in seconds, or None for no limit. Each group gets an equal share of what is left.
     """
-    each = {str(place): group.seconds for place, group in enumerate(groups)}
-
-    def plan() -> dict[str, int]:
-        left = None if budget is None else max(budget + begin - time.monotonic(), 0.0)
-        return rounds(each, repeats, left)
-
-    planned = plan()
-    total = sum(planned[place] * seconds for place, seconds in each.items())
-    print(_estimate(groups, total, time.monotonic() - begin, repeats, budget), flush=True)
-    with tqdm(total=total, bar_format=BAR) as bar:
-
-        def advance(seconds: float) -> None:
-            bar.total = max(bar.total, bar.n + seconds)  # the estimate may have been too short
-            bar.update(seconds)
-
-        for place, group in enumerate(groups):
+    with tqdm(groups, unit="group") as bar:
+        for place, group in enumerate(bar):
             bar.set_description(group.words["case"])
-            count = plan()[str(place)]
-            share = None if budget is None else count * each.pop(str(place))
-            yield group, interleave(group.candidates, count, share, advance)
-
-
-def _estimate(
-    groups: Sequence[Group], total: float, spent: float, repeats: int, budget: float | None
-) -> str:
-    """Return the seconds that the runs will take, and a message if they exceed the budget."""
-    words = f"{spent:.0f} s until here, compilation included; about {total:.0f} s of runs"
-    if budget is None or spent + total <= budget:
-        return words
-    longest = max(groups, key=lambda group: group.seconds)
-    return (
-        f"{words}: more than the budget of {budget:.0f} s, since each candidate has at least "
-        f"{min(LEAST, repeats)} runs; the longest is {longest.words['case']}, with "
-        f"{longest.seconds:.0f} s a round"
-    )
+            left = None if budget is None else budget + begin - time.monotonic()
+            share = None if left is None else left / (len(groups) - place)
+            yield group, interleave(group.candidates, repeats, share)
