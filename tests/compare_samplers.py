@@ -318,7 +318,7 @@ def _others() -> list[Case]:
         cases.append(Case(f"{name}, flow", theirs, {}, 20, ours, predictions=("flow",)))
     ve = schedules.karras(T)
     for name, theirs, ours in (
-        ("Euler, EDM", "EDMEulerScheduler", samplers.euler),
+        ("Euler, EDM", "EDMEulerScheduler", samplers.ddim),
         ("DPM-Solver++ 2M, EDM", "EDMDPMSolverMultistepScheduler", samplers.dpm_multistep),
     ):
         options = {"sigma_min": 0.002, "sigma_max": 80.0}

@@ -168,7 +168,7 @@ def test_every_method_of_order_1_is_ddim(name: str, options: dict, n: int) -> No
 def test_euler_is_the_step_in_sigma_over_alpha() -> None:
     """Write out EDM's y' = y + (r_j - r_i) eps."""
     grid = grids.trailing(SCHEDULE, 20)
-    for row, weights in enumerate(as_map(samplers.euler(SCHEDULE, grid))):
+    for row, weights in enumerate(as_map(samplers.ddim(SCHEDULE, grid))):
         y, eps = 0.3 / grid.alpha[row], (0.3 - grid.alpha[row] * 0.7) / grid.sigma[row]
         y += (grid.ratio[row + 1] - grid.ratio[row]) * eps
         assert weights @ [0.3, 0.7, 0] == pytest.approx(grid.alpha[row + 1] * y, abs=1e-12)

@@ -12,7 +12,7 @@ from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import interchange
 from diffusion_jax.samplers.adams import deis, gradient_estimation, pndm
 from diffusion_jax.samplers.analysis import warn_if_unstable
-from diffusion_jax.samplers.ddim import consistency, ddim, euler
+from diffusion_jax.samplers.ddim import consistency, ddim
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
 from diffusion_jax.samplers.exponential import dpm_multistep, dpmpp_3m_sde, sa_solver, unipc
@@ -30,7 +30,7 @@ from diffusion_jax.typing import require
 SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "ddpm": ddpm,
     "ddim": ddim,
-    "euler": euler,
+    "euler": ddim,
     "euler_ancestral": partial(ddim, eta=1.0),
     "heun": heun,
     "dpm2": dpm_singlestep,

@@ -24,23 +24,14 @@ def ddim(schedule: NoiseSchedule, grid: Grid, eta: float = 0.0) -> Tableau:
         x' = alpha_j x0 + sqrt(sigma_j^2 - s^2) eps + s xi,  s = eta sigma_j sqrt(1 - r_j^2 /
         r_i^2).
 
-    If alpha^2 + sigma^2 = 1, s is that of equation 16. eta is in [0, 1]: 0 is deterministic; 1 is
-    DDPM with the posterior variance, and also Euler's ancestral step (Song et al. 2020,
-    arXiv:2011.13456, app. F).
+    If alpha^2 + sigma^2 = 1, s is that of equation 16. eta is in [0, 1]: 0 is deterministic, and is
+    Euler's method for dy/dr = eps, where y = x / alpha (EDM, arXiv:2206.00364, algorithm 1 without
+    the correction); 1 is DDPM with the posterior variance, and also Euler's ancestral step (Song et
+    al. 2020, arXiv:2011.13456, app. F).
     """
     down, up = ancestral_ratios(grid, eta)
     alpha = grid.alpha[1:]
     return one_row_a_step(grid, x0=alpha, eps=alpha * down, xi=alpha * up)
-
-
-def euler(schedule: NoiseSchedule, grid: Grid) -> Tableau:
-    """Euler's method: EDM, arXiv:2206.00364, algorithm 1 without the correction. It equals DDIM.
-
-    It solves dy/dr = eps, where y = x / alpha and r = sigma / alpha. A step from y = x0 + r_i eps
-    is y' = y + (r_j - r_i) eps.
-    """
-    ratio = grid.sigma[1:] / grid.alpha[1:]
-    return one_row_a_step(grid, x0=grid.alpha[1:], eps=grid.alpha[1:] * ratio)
 
 
 def ddim_inversion(schedule: NoiseSchedule, grid: Grid, iterations: int = 1) -> Tableau:

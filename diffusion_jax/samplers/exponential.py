@@ -46,10 +46,10 @@ def dpmpp_3m_sde(
     """k-diffusion's DPM-Solver++(3M) SDE; order 1 to 3, 3 by default.
 
     The differences are integrated exactly. k-diffusion weights the second one as if it were half of
-    the derivative, which lowers the order for eta 0 from 3 to 2.
+    the derivative, which lowers the order for eta 0 from 3 to 2. It does not lower the last orders
+    of fewer than 10 steps, as dpm_multistep does.
     """
-    orders = step_orders(grid, resolve_order(order, 3, 3, grid), False)
-    return exponential_multistep(grid, "x0", orders, eta=eta)
+    return dpm_multistep(schedule, grid, resolve_order(order, 3, 3, grid), eta=eta, rule="exact")
 
 
 def unipc(

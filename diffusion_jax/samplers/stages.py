@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers.ddim import euler
+from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.runge_kutta import runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep
 from diffusion_jax.samplers.tableau import XI, Row, Tableau, check, check_rows, symbols, tabulate
@@ -44,7 +44,7 @@ def heun(schedule: NoiseSchedule, grid: Grid, space: str = "ratio") -> Tableau:
 
 BASES: dict[str, Callable[..., Tableau]] = {  # methods that remember nothing from step to step
     "heun": heun,
-    "euler": euler,
+    "euler": ddim,
     "dpm_solver": dpm_singlestep,
     "dpmpp": partial(dpm_singlestep, predict="x0"),
 }
