@@ -52,7 +52,7 @@ EQUAL = (
     ),
     (
         "always",
-        "dpmpp_3m_sde dpmpp_multistep:order=3:eta=1:rule=exact:lower_order_final=false",
+        "dpmpp_3m_sde dpmpp_multistep:order=3:eta=1:rule=exact",
     ),
     ("in fewer than 10 steps", "dpmpp_multistep unipc:corrector=false"),
     (
