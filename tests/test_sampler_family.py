@@ -375,6 +375,7 @@ def test_lower_order_final_lowers_the_last_steps_alone() -> None:
         ("unipc", 9, {"order": 4}, r"order=4: it must be in 1\.\.3"),
         ("deis", 9, {"order": 0}, r"order=0: it must be in 1\.\.4"),
         ("deis", 9, {"space": "rho"}, "space='rho' is unknown: choose from t, ratio, log_snr"),
+        ("lms", 9, {"space": "log_snr"}, "to_clean=true: log_snr is infinite there"),
         ("gradient_estimation", 9, {"ge_gamma": 0.5}, "ge_gamma=0.5: it must be at least 1"),
         ("runge_kutta", 9, {"order": 5}, r"order=5: it must be in 1\.\.4"),
         ("etdrk", 9, {"order": 1}, r"order=1: it must be in 2\.\.4"),

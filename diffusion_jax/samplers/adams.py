@@ -40,13 +40,14 @@ def deis(
     require(not (to_clean and space == "log_snr"), "to_clean=true: log_snr is infinite there")
     with np.errstate(divide="ignore"):
         log_snr = -np.log(schedule.ratio)
+    ratio = grid.ratio
     spaces = {
         "t": (
             grid.t,
             np.arange(schedule.steps + 1.0),
             lambda t: np.divide(*schedule.level(t)[:0:-1]),
         ),
-        "ratio": (grid.ratio, schedule.ratio, lambda ratio: ratio),
+        "ratio": (ratio, schedule.ratio, lambda place: place),
         "log_snr": (grid.half_log_snr, log_snr, lambda place: np.exp(-place)),
     }
     place, table, ratio_at = choose(spaces, "space", space)
@@ -62,7 +63,7 @@ def deis(
         inner = np.sum(
             power * s ** (power - 1) * ratio_at(start + s * span) * width * SHARE, (1, 2)
         )
-        low, high = grid.ratio[[step, step + 1]]
+        low, high = ratio[[step, step + 1]]
         return difference_weights((place[past] - start) / span, (high - inner) / (high - low))
 
     return tabulate(_rows(grid, resolve_order(order, 4, 4, grid), weigh, to_clean))
@@ -112,13 +113,13 @@ def _rows(
     """
     s = symbols(order - 1)
     rows = []
-    for step in range(grid.steps):
+    for step, level in enumerate(grid.levels[:-1]):
         x_next = grid.alpha[step + 1] * s.x0 + grid.sigma[step + 1] * s.eps
         past = step - 1 - np.arange(min(order - 1, int(np.sum(grid.alpha[:step] > 0))))
         if len(past) and (to_clean or grid.sigma[step + 1] > 0):
             weights = _span(grid, step) * weigh(step, past)
             x_next = x_next + weights @ (np.stack(s.z[: len(past)]) - s.eps)
-        rows.append(Row(grid.levels[step], [x_next, s.eps, *s.z][:order]))
+        rows.append(Row(level, [x_next, s.eps, *s.z][:order]))
     return rows
 
 
