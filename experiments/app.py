@@ -114,8 +114,8 @@ def define(*names: str, **defaults: Any) -> None:
             kind, default, about = SHARED[name]
             MAKERS[kind](name, defaults.get(name, default), about)
             continue
-        about = "; ".join(f"{name}: {make.__doc__}" for name, make in PRESETS.items())
-        flags.DEFINE_enum("preset", "course", list(PRESETS), f"the settings to start from; {about}")
+        about = " ".join(f"{name}: {make.__doc__}" for name, make in PRESETS.items())
+        flags.DEFINE_enum("preset", "course", list(PRESETS), f"the settings to start from. {about}")
         for field in FIELDS.values():
             about = f"{field.metadata['help']} (course: {field.default})"
             MAKERS[type(field.default)](field.name, None, about)
@@ -304,6 +304,7 @@ def _help() -> str:
 
 def _two_columns(head: str, text: str, indent: int = 24, width: int = 96) -> list[str]:
     """Return a flag and its help side by side, or one below the other."""
+    text = " ".join(text.split())
     lines = textwrap.wrap(text, width, initial_indent=" " * indent, subsequent_indent=" " * indent)
     if len(head) + 4 > indent:
         return [f"  {head}", *lines]

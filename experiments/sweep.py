@@ -48,9 +48,9 @@ SHOWN = ("KID", "Frechet", "class accuracy", "precision", "recall", "part near t
 PLOTTED = ("KID", "class accuracy")
 HOW = (
     "Each row is measured on {n} samples. Real images: {origin}. Errors are standard errors. All "
-    "rows have the same noise and contexts, and the errors of differences count on it. An "
-    "evaluation is one pass of the network for one image; a step with guidance has two. Seconds "
-    "are the time to draw all samples, on {devices}, without compilation."
+    "rows have the same noise and contexts, so the error of a difference is that of paired "
+    "samples. An evaluation is one pass of the network for one image; a step with guidance has "
+    "two. Seconds are the time to draw all samples, on {devices}, without compilation."
 )
 WHICH = (
     "the samplers, separated by commas; for a sampler without a number of steps, the most steps "
