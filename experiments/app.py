@@ -55,10 +55,6 @@ JOIN = (
     "number of processes and the number of this process; auto takes them from Slurm, Open MPI, "
     "Kubernetes or the TPU pod"
 )
-CACHE = (
-    "the folder that keeps compiled programs for the next start, or an empty value for none; by "
-    "default JAX_COMPILATION_CACHE_DIR, or diffusion_jax in the user's cache folder"
-)
 SHARED: dict[str, tuple[type, Any, str]] = {  # flags of several apps
     "run": (str, "checkpoints/sprites", "the run folder; by default the model of this project"),
     "step": (int, None, "the training step of the checkpoint; by default the newest"),
@@ -68,7 +64,6 @@ SHARED: dict[str, tuple[type, Any, str]] = {  # flags of several apps
     "devices": (int, None, COUNT),
     "cpu_devices": (int, None, "how many CPU cores to use as devices; by default all"),
     "processes": (str, None, JOIN),
-    "compilation_cache_dir": (str, None, CACHE),
 }
 
 
@@ -228,8 +223,6 @@ def run(main: Callable[[Args], None]) -> None:
     So does an error of the system, such as a lack of permission, a full disk, or a file where a
     folder should be.
     """
-    if "compilation_cache_dir" not in flags.FLAGS:
-        define("compilation_cache_dir")
     with outputs(sys.stdout, sys.stderr):
         if {"--help", "-help", "--helpshort", "-h", "-?"} & {*sys.argv[1:]}:
             print(_help())
@@ -248,7 +241,7 @@ def _guarded(main: Callable[[Args], None], argv: Sequence[str]) -> None:
         sys.unraisablehook = _raise_no_late_writes(sys.unraisablehook)
         jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 changes results
         parallel.use_cpu_cores(args.cpu_devices)
-        _use_cache(args.compilation_cache_dir)
+        _use_cache()
         if "processes" in values and args.processes:
             _run_job(main, args)
         else:
@@ -311,19 +304,12 @@ def _two_columns(head: str, text: str, indent: int = 24, width: int = 96) -> lis
     return [f"  {head:{indent - 2}}{lines[0].strip()}", *lines[1:]]
 
 
-def _use_cache(folder: str | None) -> None:
-    """Make JAX keep what it compiles. Its own environment variable overrides the default folder.
-
-    Raise InputError if the folder is a file.
-    """
-    if folder is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+def _use_cache() -> None:
+    """Make JAX keep what it compiles in the user's cache folder, unless its variables say else."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(caches):  # otherwise the user has no home
-            folder = str(Path(caches) / "diffusion_jax")
-    if folder is not None:
-        fits = not folder or not Path(folder).exists() or Path(folder).is_dir()
-        require(fits, f"compilation_cache_dir={folder!r} is a file: name a folder")
-        jax.config.update("jax_compilation_cache_dir", folder or None)
+            jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "diffusion_jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", WORTH_KEEPING)
 

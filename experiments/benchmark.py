@@ -105,6 +105,7 @@ def main(args: Args) -> None:
         note_peers(record, peers, setting.words)
         if args.run:
             errors |= {str((c, setting.words)): e for c, e in solver_errors(setting, cases).items()}
+        write(out, record)
     if trained_on:
         groups.append(training_group(args, config, model, trained_on, record))
     for dtype in dict.fromkeys(group.words["dtype"] for group in groups):

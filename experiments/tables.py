@@ -21,6 +21,8 @@ Row = Mapping[str, Any]
 
 def table(rows: Sequence[Row]) -> str:
     """Return a Markdown table of rows, with a column for each name in any of them."""
+    if not rows:
+        return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names)]
     lines += [[cell(row.get(name)) for name in names] for row in rows]

@@ -540,7 +540,7 @@ def test_without_a_home_nothing_is_cached(monkeypatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     before = jax.config.jax_compilation_cache_dir
-    _use_cache(None)
+    _use_cache()
     assert jax.config.jax_compilation_cache_dir == before
 
 
