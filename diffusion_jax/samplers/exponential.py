@@ -41,15 +41,20 @@ def dpm_multistep(
 
 
 def dpmpp_3m_sde(
-    schedule: NoiseSchedule, grid: Grid, order: int | None = None, eta: float = 1.0
+    schedule: NoiseSchedule,
+    grid: Grid,
+    order: int | None = None,
+    eta: float = 1.0,
+    lower_order_final: bool | None = None,
 ) -> Tableau:
     """k-diffusion's DPM-Solver++(3M) SDE; order 1 to 3, 3 by default.
 
     The differences are integrated exactly. k-diffusion weights the second one as if it were half of
-    the derivative, which lowers the order for eta 0 from 3 to 2. It does not lower the last orders
-    of fewer than 10 steps, as dpm_multistep does.
+    the derivative, which lowers the order for eta 0 from 3 to 2.
+    lower_order_final: that of dpm_multistep; k-diffusion has false.
     """
-    return dpm_multistep(schedule, grid, resolve_order(order, 3, 3, grid), eta=eta, rule="exact")
+    order = resolve_order(order, 3, 3, grid)
+    return dpm_multistep(schedule, grid, order, "x0", eta, "exact", lower_order_final)
 
 
 def unipc(

@@ -30,7 +30,7 @@ def er_sde(
     authors' r (exp(r^0.3) + 10).
     The authors approximate the integrals by sums of 100 terms; here, they are exact to 1e-12.
     """
-    require(power is None or 1 <= power < np.inf, f"power={power}: it must be 1 or more")
+    require(power is None or 1 <= power <= 10, f"power={power}: it must be from 1 to 10")
 
     def scale(r: ndarray) -> ndarray:  # phi(r) / r
         return np.exp(r**0.3) + 10 if power is None else r ** (power - 1)

@@ -42,7 +42,7 @@ def dpm_singlestep(
     predict: "eps", which in order 2 is also k-diffusion's DPM2; or "x0", which in order 2 is
     DPM-Solver++(2S) (arXiv:2211.01095, algorithm 1).
     order: number of calls per step, 1 to 3, at log(alpha / sigma) = l_i, l_i + r1 h and l_i + r2 h.
-    r1: by default, 1/2 in order 2 and 1/3 in order 3.
+    r1: by default, 1/2 in order 2 and 1/3 in order 3; at most 1 in order 2.
     rule: how a stage of order 2 weights its difference, as in dpm_multistep; by default, as
     published, "bh2" in order 2 and "exact" in order 3.
     eta: that of euler_ancestral; 1 is k-diffusion's DPM2 ancestral or DPM-Solver++(2S) ancestral.
@@ -63,10 +63,10 @@ def seeds(
     """SEEDS-1 to 3 in data prediction: Gonzalez et al. 2023, arXiv:2305.14267.
 
     They solve the SDE of coefficients.py; the noise of all stages of a step is from one path.
-    eta: scale of the noise, above 0; 1 is the reverse SDE.
+    eta: scale of the noise, above 0 and at most 10; 1 is the reverse SDE.
     order, rule, r1, r2: those of dpm_singlestep.
     """
-    require(0 < eta < np.inf, f"eta={eta}: it must be above 0")
+    require(0 < eta <= 10, f"eta={eta}: it must be above 0 and at most 10")
 
     def noise(r: ndarray) -> tuple[ndarray, ndarray]:
         return (r[1:] / r[0]) ** eta, r ** (-2 * eta)
@@ -102,8 +102,9 @@ def _chain(order: int, r1: float | None, r2: float, rule: str | None) -> Scheme:
     require(order in (1, 2, 3), f"order={order}: it must be in 1..3")
     r1 = (1 / 2 if order == 2 else 1 / 3) if r1 is None else r1
     places = [*[r1, r2][: order - 1], 1.0]
-    ascending = np.all(np.diff([0.0, *places]) > 0)
-    require(ascending, f"r1={r1}, r2={r2}: they must obey 0 < r1 < r2 < 1")
+    ascending = np.all(np.diff([0.0, *places]) > 0) or (order == 2 and r1 == 1)
+    bounds = f"r1={r1}, r2={r2}: they must obey 0 < r1 < r2 < 1; r1=1 needs order=2"
+    require(ascending, bounds)
     rules = ["", rule or ("exact" if order == 3 else "bh2"), "exact"]
 
     def weigh(kappa: ndarray) -> ndarray:
