@@ -1,4 +1,4 @@
-"""Devices: choosing them, and running a function that is written for one of them on all.
+"""Choose devices, and run a function that is written for one device on all of them.
 
 The devices may belong to several processes, on several hosts, each of which runs the same program.
 """
@@ -21,8 +21,8 @@ from diffusion_jax.typing import InputError, require
 
 AXIS = "data"  # the mapped axis: each device holds a part of the batch
 CORES = 1024  # the most CPU devices
-START = 300  # seconds that a process waits for the others at the start
-PATIENCE = 20  # seconds without a sign of life after which a process counts as lost
+START = 300  # the seconds that a process waits for the others at the start
+PATIENCE = 20  # a process that has not responded for this many seconds counts as lost
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's mallopt
 MALLOPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 4096, M_ARENA_MAX: 1}
 MESSAGE = 2000  # the most bytes of an error that processes send each other
@@ -31,12 +31,13 @@ MESSAGE = 2000  # the most bytes of an error that processes send each other
 def use_cpu_cores(count: int | None = None) -> None:
     """Make count CPU cores separate devices; by default all that this process may use.
 
-    XLA runs a small convolution on one core only. Call it before JAX starts; it does not matter
-    where JAX finds accelerators. Raise InputError unless count is in 1..CORES.
+    Call it before JAX starts. It has no effect where JAX finds accelerators. Cores are separate
+    devices because XLA runs a small convolution on one core only. Raise InputError unless count is
+    in 1..CORES.
 
-    Have glibc keep what XLA frees after a dispatch for the next one, too. Otherwise the memory goes
-    back to the system, and comes again page by page, which takes a third of a training step. All
-    threads share one arena, because no other takes blocks so large from the heap.
+    glibc is also told to keep memory that XLA frees after a dispatch. Otherwise the memory returns
+    to the system, and getting it back page by page takes a third of a training step. All threads
+    share one arena, because only the main arena keeps blocks of this size.
     """
     fits = count is None or 1 <= count <= CORES
     require(fits, f"cpu_devices={count}: it must be at least 1, at most {CORES}")
@@ -48,9 +49,9 @@ def use_cpu_cores(count: int | None = None) -> None:
 
 
 def make_deterministic() -> None:
-    """Have XLA take kernels that give the same bits each time. Call it before JAX starts.
+    """Make XLA use only kernels that give the same bits each time. Call it before JAX starts.
 
-    GPUs have faster ones that do not. It changes nothing on CPUs and TPUs, which have no others.
+    On GPUs these kernels are slower than the default ones. CPUs and TPUs have no others.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
@@ -184,9 +185,10 @@ def data_parallel(
 ) -> Any:
     """Compile fn, written for one device, for all of them.
 
-    in_axes: 0 for an argument whose leading axis is the device, None for one that all share;
-    out_axes: the same for the results, of which None are equal on all devices (fn reduces them over
-    AXIS). Devices of several processes need shard_map, which gives the same numbers.
+    in_axes: 0 for an argument whose leading axis is the device, None for one that all share.
+    out_axes: the same for the results. None requires that fn reduces the result over AXIS, so that
+    it is equal on all devices. Devices of several processes need shard_map, which gives the same
+    numbers.
     """
 
     @wraps(fn)
@@ -203,7 +205,7 @@ def data_parallel(
 
 
 def _shard_map(fn: Callable, in_axes: Any, out_axes: Any, devices: Sequence[jax.Device]) -> Any:
-    """Map fn as pmap does: it sees no axis of devices, and its caller does."""
+    """Map fn as pmap does: only the caller sees the axis of devices."""
 
     def over(axes: Any, change: Callable, *trees: Any) -> Any:
         return jax.tree.map(change, axes, *trees, is_leaf=lambda axis: axis is None)

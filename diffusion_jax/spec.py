@@ -11,6 +11,7 @@ text. Write `\:` for a colon in a value.
 
 import difflib
 import inspect
+import numbers
 import os
 import re
 import textwrap
@@ -192,7 +193,7 @@ def _kinds(annotation: Any) -> list[_Kind]:
         return [_Kind(", ".join(words), partial(_among, words), inner.__contains__)]
     if origin in (tuple, Sequence) and (parts := _kinds(inner[0])):
         label = f"{parts[0].label}, one or more, with commas between"
-        return [_Kind(label, partial(_list, parts[0]), lambda v: isinstance(v, list | tuple))]
+        return [_Kind(label, partial(_list, parts[0]), partial(_are, parts[0].holds))]
     return [PLAIN[annotation]] if annotation in PLAIN else []
 
 
@@ -213,14 +214,18 @@ def _list(kind: _Kind, word: str) -> tuple[Any, ...]:
     return tuple(kind.read(part) for part in word.split(",") if part)
 
 
+def _are(holds: Callable[[Any], bool], values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(map(holds, values))
+
+
 def _number(word: str) -> float:
     if (value := float(word)) != value:
         raise ValueError
     return value
 
 
-def _is_number(value: Any, kinds: Any = (int, float)) -> bool:
-    return isinstance(value, kinds) and not isinstance(value, bool)
+def _is_number(value: Any, kind: type = numbers.Real) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _absolute(word: str) -> Path:
@@ -235,7 +240,7 @@ PLAIN = {
         partial(_among, {"true": True, "false": False}),
         lambda value: isinstance(value, bool),
     ),
-    int: _Kind("a whole number", int, partial(_is_number, kinds=int)),
+    int: _Kind("a whole number", int, partial(_is_number, kind=numbers.Integral)),
     float: _Kind("a number", _number, _is_number),
     Path: _Kind("a path", _absolute, lambda value: isinstance(value, Path)),
     str: _Kind("a word", str, lambda value: isinstance(value, str)),

@@ -477,7 +477,7 @@ REFUSED = {
         ("--save_every=0",): r"save_every=0: 0 is not a positive integer",
         ("--keep=0",): r"keep=0: 0 is not a positive integer",
         ("--n_feats=8",): r"Unknown command line flag 'n_feats'",
-        ("--run={}/run", "--epochs=4"): r"started with another configuration: epochs: 3 -> 4\.",
+        ("--run={}/run", "--epochs=4"): r"started with a different configuration: epochs: 3 -> 4\.",
         ("--run={}/run", "--seed=1", "--schedule=cosine"): r"schedule: course.*; seed: 0 -> 1",
         ("--run={}",): r"run='.*' exists and is not a run: name another folder",
         ("--run={}/text.npy",): r"run='.*text\.npy' exists and is not a run",

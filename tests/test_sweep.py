@@ -247,7 +247,7 @@ def test_a_recipe_is_trained_and_measured_once(folder, tmp_path, quick, monkeypa
     apps.call(*command, recipe)
     assert trained == [5, 5], "the second one finds the run complete"
     assert len(quick) == len(lines(tmp_path)) == 2
-    with pytest.raises(InputError, match="was started with another configuration: epochs: 1 -> 2"):
+    with pytest.raises(InputError, match="a different configuration: epochs: 1 -> 2"):
         apps.call(*command, recipe, "--epochs=2")
 
 

@@ -109,7 +109,7 @@ DAMAGES = {
 def test_the_newest_sound_checkpoint_is_used_and_the_damaged_one_named(run, name: str) -> None:
     damage, says = DAMAGES[name]
     damage(run / "state" / "20")
-    with pytest.warns(RunWarning, match=rf"state/20 is passed over: .*({says})"):
+    with pytest.warns(RunWarning, match=rf"state/20 is skipped: .*({says})"):
         model = load_model(run)
     assert is_drawn(model.variables, 7)
     with pytest.raises(InputError, match=rf"step=20: .*state/20 is damaged: .*({says})"):
@@ -270,7 +270,7 @@ def test_a_damaged_average_is_left_out_and_named(tmp_path, name: str) -> None:
         checkpoints.save_averages(tmp_path, step, (drawn(step), drawn(step)))
     folder = tmp_path / "averages" / "20"
     damage(folder)
-    with pytest.warns(RunWarning, match=rf"averages/20 is passed over: .*({says})"):
+    with pytest.warns(RunWarning, match=rf"averages/20 is skipped: .*({says})"):
         assert reconstruct(tmp_path, 0.1).step == 7
     with (
         pytest.warns(RunWarning),
@@ -287,7 +287,7 @@ def test_a_configuration_that_is_not_the_checkpoints_own_is_refused(run) -> None
     text = path.read_text()
     assert text.count("beta_max=0.02") == text.count("sprites:n=89400:seed=0") == 1
     path.write_text(text.replace("beta_max=0.02", "beta_max=0.03"))
-    said = rf"{path} has another schedule than .*: put {run}/state/20/config\.json in its place"
+    said = rf"{path} differs from .* in schedule: replace it by {run}/state/20/config\.json"
     with pytest.raises(InputError, match=said):
         load_model(run)
     path.write_text(text.replace("sprites:n=89400:seed=0", "sprites:n=9:seed=7"))

@@ -27,7 +27,7 @@ from diffusion_jax.typing import InputError, RunWarning, require
 CONFIG = "config.json"
 STATE, AVERAGES, DAMAGED = "state", "averages", "damaged"  # they hold a folder for each step
 MODEL, TRAINING = "model", "training"  # the items of a checkpoint
-MOVABLE = ("data",)  # fields of a configuration that may change: they say where files are
+MOVABLE = ("data",)  # fields of a configuration that may change, because they name files
 TRIES = 20  # checkpoints that training may remove before sampling gives up
 
 
@@ -134,7 +134,7 @@ def _is_sound(folder: Path) -> bool:
     """Return whether a checkpoint is sound; warn if it is damaged. Raise as manifests.fault."""
     fault = manifests.fault(folder)
     if fault and folder.exists():  # else training removed it while it was read
-        warnings.warn(f"{folder} is passed over: {fault}", RunWarning, stacklevel=4)
+        warnings.warn(f"{folder} is skipped: {fault}", RunWarning, stacklevel=4)
     return fault is None
 
 
@@ -179,8 +179,8 @@ def set_aside(run: Path, step: int | None) -> None:
 def restore(run: Path, step: int, **templates: Any) -> dict[str, Any]:
     """Return the items of a checkpoint that the templates name.
 
-    A template is a tree of jax.ShapeDtypeStruct, whose sharding says where its arrays go; the
-    devices that saved them do not matter. Raise InputError if the checkpoint does not hold them.
+    A template is a tree of jax.ShapeDtypeStruct. Its sharding determines where the arrays go,
+    whichever devices saved them. Raise InputError if the checkpoint does not hold them.
     """
     return _read(run.absolute() / STATE / str(step), templates)
 
@@ -244,13 +244,13 @@ def _check_config(run: Path, checkpoint: Path) -> None:
     changed = [k for k, value in theirs.items() if k not in MOVABLE and ours.get(k) != value]
     require(
         not changed,
-        f"{run / CONFIG} has another {', '.join(changed)} than when the checkpoint was saved: "
-        f"put {checkpoint / CONFIG} in its place",
+        f"{run / CONFIG} differs from the checkpoint's copy in {', '.join(changed)}: "
+        f"replace it by {checkpoint / CONFIG}",
     )
 
 
 def save_averages(run: Path, step: int, averages: Any) -> None:
-    """Store the averages of a step, unless a run that was stopped has stored them before.
+    """Store the averages of a step, unless they were stored before the run was stopped.
 
     Raise OSError if they cannot be written.
     """

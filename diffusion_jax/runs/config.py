@@ -4,19 +4,17 @@ The defaults are the course's hyperparameters. The help of each field becomes th
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from diffusion_jax import data, networks, spec
 from diffusion_jax.data import CLASS_NAMES, Dataset
 from diffusion_jax.diffusion import losses, predictions, schedules
-from diffusion_jax.diffusion.losses import Loss
-from diffusion_jax.diffusion.predictions import Parameterization
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.training import Length, Task, augmentation, averages, optimizers
-from diffusion_jax.typing import InputError, require
+from diffusion_jax.typing import require
 
 FEATURES = 1024  # the most features of a context
 REGISTRIES: dict[str, spec.Registry] = {
@@ -85,9 +83,9 @@ class Config:
         require(0 < count <= FEATURES, f"class_names: {count} of them: at most {FEATURES}")
         data.check_class_names(self.class_names)
         require(len(self.fingerprint) in (0, 4), f"fingerprint={self.fingerprint}: give four texts")
-        schedule, prediction = self.build_schedule(), self.build_prediction()
+        schedule, prediction = self.build_schedule(), predictions.build(self.prediction)
         predictions.check(prediction, schedule)
-        self.build_loss().check(prediction, schedule)
+        losses.build(self.loss).check(prediction, schedule)
         self.build_network()
         optimizers.build(self.optimizer, Length(1, 1, 1))
         averages.build(self.ema)
@@ -107,14 +105,6 @@ class Config:
         """Return the noise schedule."""
         return schedules.build(self.schedule)
 
-    def build_prediction(self) -> Parameterization:
-        """Return what the network predicts."""
-        return predictions.build(self.prediction)
-
-    def build_loss(self) -> Loss:
-        """Return the loss."""
-        return losses.build(self.loss)
-
     def build_network(self) -> Any:
         """Return the network for the run's images and contexts."""
         return networks.build(self.network, image_shape=self.image_shape, n_cfeat=self.n_cfeat)
@@ -128,8 +118,8 @@ class Config:
         return Task(
             self.build_network(),
             self.build_schedule(),
-            self.build_prediction(),
-            self.build_loss(),
+            predictions.build(self.prediction),
+            losses.build(self.loss),
             optimizers.build(self.optimizer, length),
             averages.build(self.ema),
             self.build_augment(),
@@ -170,19 +160,14 @@ class Config:
     @staticmethod
     def from_dict(values: Mapping[str, Any], source: str) -> "Config":
         """Return the inverse of to_dict. Raise InputError naming source and what is wrong."""
-        known = {field.name: field.default for field in dataclasses.fields(Config)}
-        _agree(source, "does not have", known.keys() - values.keys())
-        _agree(source, "has the unknown", values.keys() - known.keys())
-        fields: dict[str, Any] = {}
-        for name, value in values.items():
-            default = known[name]
-            fields[name] = tuple(value) if isinstance(value, list) else value
-            kinds = (int, float) if isinstance(default, float) else (type(default),)
-            alike = type(fields[name]) in kinds and (
-                not isinstance(default, tuple)
-                or all(type(part) is type((*default, "")[0]) for part in fields[name])
-            )
-            require(alike, f"{source}: {name}={value!r}: it must be like {default!r}")
+        names = {field.name for field in dataclasses.fields(Config)}
+        missing = ", ".join(sorted(names - values.keys()))
+        require(not missing, f"{source} does not have fields {missing}")
+        spec.check(Config, values, source)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
         return Config(**fields)
 
     def differences(self, other: "Config") -> list[str]:
@@ -209,8 +194,3 @@ def _parse(name: str, text: str) -> spec.Spec:
 
 def _bad(config: Config, name: str, right: str) -> str:
     return f"{name}={getattr(config, name)}: it must be {right}"
-
-
-def _agree(source: str, what: str, fields: Iterable[str]) -> None:
-    if names := sorted(fields):
-        raise InputError(f"{source} {what} fields {', '.join(names)}")

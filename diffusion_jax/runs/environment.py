@@ -1,4 +1,4 @@
-"""What a run was made with: versions, commit, command and devices, for each of its starts."""
+"""The record of a run's starts: versions, commit, command and devices of each."""
 
 import datetime
 import json
@@ -80,5 +80,5 @@ def read(run: Path) -> list[dict[str, Any]]:
         entries = None
     if isinstance(entries, list) and all(isinstance(entry, dict) for entry in entries):
         return entries
-    warnings.warn(f"{path} is damaged: the starts before are forgotten", RunWarning, stacklevel=2)
+    warnings.warn(f"{path} is damaged: its earlier entries are lost", RunWarning, stacklevel=2)
     return []

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax import parallel
+from diffusion_jax.diffusion import predictions
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.files import PARTIAL
 from diffusion_jax.networks import Network, init_variables, variable_shapes
@@ -45,7 +46,7 @@ def untrained(config: Config) -> Model:
 def model_of(config: Config, network: Network, variables: Variables) -> Model:
     """Return a configuration's model with these weights."""
     names = () if config.null_context else config.class_names
-    parts = config.build_schedule(), config.build_prediction()
+    parts = config.build_schedule(), predictions.build(config.prediction)
     return Model(network, variables, *parts, names)
 
 

@@ -1,4 +1,4 @@
-"""report.html of a run: what a person opens to see how it went."""
+"""The report of a run, report.html: samples, the loss, the configuration and the versions."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -69,9 +69,9 @@ def preview(model: Model, devices: Sequence[jax.Device]) -> UInt8[np.ndarray, "h
 
 
 def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
-    """Return a context for each class, with its name; only none for a model trained without.
+    """Return the names and contexts of the first CLASSES classes.
 
-    Of many classes, the first CLASSES.
+    For a model trained without context, there is one row, "no context".
     """
     if not model.class_names:
         return ["no context"], np.zeros((1, model.n_cfeat), np.float32)
@@ -80,7 +80,7 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
 
 
 def versions(run: Path) -> str:
-    """Tabulate what a run was last started with; if it was not trained here, what is here."""
+    """Tabulate the environment of a run's last start, or the present one if it has none."""
     *_, last = environment.read(run) or [{"versions": environment.versions()}]
     for name, by in (("devices", ", "), ("command", " ")):
         if isinstance(last.get(name), list):

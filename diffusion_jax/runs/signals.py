@@ -1,4 +1,4 @@
-"""Signals that ask a loop to end in its own time."""
+"""Signals that ask a loop to end after its current step."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Request:
-    """Which signal has asked for the end, if any."""
+    """The signal that has asked for the end, or None."""
 
     by: signal.Signals | None = None
 
@@ -19,8 +19,8 @@ class Request:
 def on_signals() -> Iterator[Request]:
     """Record the first SIGINT or SIGTERM within the body; a second one ends the process.
 
-    It ends at once, with 128 + the signal's number. Python's own handlers would wait for the end of
-    a compilation or a dispatch, which the main thread may be in.
+    The exit code is then 128 + the signal's number. Python's own handlers would wait until the main
+    thread has finished a compilation or a dispatch.
     """
     request = Request()
     reader, writer = os.pipe()

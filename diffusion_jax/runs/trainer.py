@@ -47,7 +47,7 @@ DEFAULT = Keeping()
 
 
 class Run(NamedTuple):
-    """A run that is being trained; tell: called with each line that reports on it."""
+    """A run in training. tell: a function that receives each line of the report."""
 
     folder: Path
     config: Config
@@ -59,7 +59,7 @@ class Run(NamedTuple):
 
     @property
     def last(self) -> str:
-        """Where a run that ends now will continue."""
+        """A message that names the last checkpoint, from which the run would continue."""
         step = checkpoints.latest(self.folder)
         place = f"{self.folder}/{checkpoints.STATE}/{step}"
         return f"{place} is the last checkpoint" if step else "there is no checkpoint yet"
@@ -73,7 +73,7 @@ class Run(NamedTuple):
 
 
 def checksum(config: Config) -> int:
-    """Return a number by which processes see whether they have the same settings and data."""
+    """Return a checksum of the settings and the data, which processes compare."""
     return zlib.crc32(json.dumps(config.to_dict()).encode())
 
 
@@ -90,15 +90,15 @@ def check_folder(folder: Path, config: Config) -> None:
     differences = [] if new else load_config(folder).differences(config)
     require(
         not differences,
-        f"run={str(folder)!r} was started with another configuration: "
-        f"{'; '.join(differences)}. Name another folder with --run, or the old settings",
+        f"run={str(folder)!r} was started with a different configuration: "
+        f"{'; '.join(differences)}. Use the old settings, or name a different folder with --run",
     )
     for place in (folder, folder / checkpoints.STATE):
         locks.check_writable(place, "run")
 
 
 def _is_of_a_start(name: str) -> bool:
-    """Return whether training that was killed as it started leaves a file of this name."""
+    """Return whether this is the name of a file that training leaves if it is killed early."""
     return name == locks.LOCK or (name.startswith(".") and name.endswith(PARTIAL))
 
 
@@ -110,7 +110,7 @@ def train_run(
     keeping: Keeping = DEFAULT,
     tell: Callable[[str], object] = print,
 ) -> None:
-    """Train a run to its end, from wherever it stands.
+    """Train a run to its end, from its newest sound checkpoint or from the start.
 
     Raise InputError if it is being written by another process, if a loss is not finite, or if
     every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
@@ -143,7 +143,7 @@ def train_run(
 
 
 def _resume(run: Run) -> TrainState:
-    """Return the state of the newest sound checkpoint, or a new one; put the metrics back too."""
+    """Return the state of the newest sound checkpoint, or a new one. Restore its metrics too."""
     step = -1
     with parallel.sharing_errors():
         if parallel.is_first():
@@ -164,7 +164,7 @@ def _resume(run: Run) -> TrainState:
 
 
 def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
-    """Take the remaining steps, and save where the run says so or a signal asks for the end."""
+    """Take the remaining steps. Save after those in saves(), and when a signal asks to stop."""
     saves, steps = run.saves(), run.length.steps
     snapshots = snapshot_steps(steps, run.task.average.snapshots)
     begin, first = time.perf_counter(), parallel.is_first()
