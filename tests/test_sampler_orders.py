@@ -104,7 +104,7 @@ WEAK = {  # with noise: the order of mean and deviation on Gaussian data
     "edm, dpmpp 3S": ("edm", {"s_churn": 5.0, "base": THIRD}, 3),
     "restart": ("restart", {"restart_min": 0.3, "restart_max": 3.0}, 2),
 }
-FINER = {"deis-4 in log_snr"}  # it needs twice the steps
+FINER = {"deis-4 in log_snr", "etdrk-3 eps"}  # they need twice the steps
 
 
 def levels(n: int) -> grids.Grid:
