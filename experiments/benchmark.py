@@ -111,6 +111,7 @@ def main(args: Args) -> None:
     for dtype in dict.fromkeys(group.words["dtype"] for group in groups):
         record["peaks"][dtype] = hardware.peaks(jax.local_devices(), dtype)._asdict()
     write(out, record)
+    print(estimate(groups, repeats, time.monotonic() - begin, budget), flush=True)
     for group, seconds in timing.run_groups(groups, repeats, begin, budget):
         rows = rows_of(group, seconds, record["peaks"][group.words["dtype"]])
         words = dict(group.words)
@@ -234,6 +235,22 @@ def training_group(
         run()
     units, words = dict.fromkeys(candidates, STEPS), {"case": "training"} | words
     return Group(words, candidates, units, batch * STEPS, trainer.flop)
+
+
+def estimate(groups: Sequence[Group], repeats: int, spent: float, budget: float | None) -> str:
+    """Return what the runs will take, from one run of the shortest candidate of each group."""
+    total = 0.0
+    for group in groups:
+        name = min(group.units, key=lambda name: group.units[name])
+        each = timing.seconds_of(group.candidates[name]) / group.units[name]
+        total += each * sum(group.units.values())
+    least, most = total * min(timing.LEAST, repeats), total * repeats
+    words = f"{spent:.0f} s until here, compilation included"
+    if budget is None or spent + most <= budget:
+        return f"{words}; about {most:.0f} s of runs"
+    if spent + least <= budget:
+        return f"{words}; the runs then fill the budget of {budget:.0f} s"
+    return f"{words}; about {least:.0f} s of runs, more than the budget of {budget:.0f} s"
 
 
 def rows_of(group: Group, seconds: Mapping[str, Any], peaks: Record) -> list[Record]:

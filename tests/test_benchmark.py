@@ -1,6 +1,7 @@
 """Test the benchmark: its clock and budget, FLOP, memory, collectives, errors, and the app."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -206,6 +207,7 @@ def test_the_app_writes_its_results(model, tmp_path: Path, capsys, monkeypatch) 
     flags = ("--dtypes=bfloat16", "--repeats=4", "--budget=0.1s", f"--out={out}")
     apps.call("benchmark", *cases, *flags, "--devices=2")
     printed = capsys.readouterr().out
+    assert re.search(r"included; about \d+ s of runs, more than the budget of 0 s\n", printed)
     record = json.loads((out / "results.json").read_text())
     ours = [row for row in record["rows"] if row["candidate"] == "diffusion_jax"]
     assert [(row["case"], row["devices"], row["passes or steps"]) for row in ours] == [
