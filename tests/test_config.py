@@ -77,6 +77,7 @@ def test_differences_are_named_with_both_values() -> None:
         ({"keep_probability": "0"}, "keep_probability=0: it must be a number"),
         ({"class_names": "ab"}, "class_names=ab: it must be a word, one or more"),
         ({"class_names": [1]}, r"class_names=\[1\]: it must be a word, one or more"),
+        ({"image_shape": []}, r"image_shape=\(\): it must be height, width and channels"),
         ({"image_shape": [16.5, 16, 3]}, "image_shape=.*: it must be a whole number, one or more"),
         ({"schedule": {}}, "schedule={}: it must be a word"),
         ({"schedule": "quartic"}, "schedule='quartic' is unknown"),

@@ -79,6 +79,8 @@ class Config:
         require(1 <= self.batch_size <= 2**16, _bad(self, "batch_size", "in 1..65536"))
         require(0 <= self.seed < 2**32, _bad(self, "seed", "in 0..2**32 - 1"))
         spec.choose(PRECISIONS, "dtype", self.dtype)
+        three = len(self.image_shape) == 3
+        require(three, _bad(self, "image_shape", "height, width and channels"))
         count = len(self.class_names)
         require(0 < count <= FEATURES, f"class_names: {count} of them: at most {FEATURES}")
         data.check_class_names(self.class_names)
