@@ -69,7 +69,7 @@ def main(args: Args) -> None:
     seconds = {"sampling": time.perf_counter() - begin}
     params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
     begin = time.perf_counter()
-    measured, near = evaluation.evaluate(images, labels, real, params, devices)
+    measured, near = evaluation.measure_against(real, params, devices)(images, labels)
     seconds["measuring"] = time.perf_counter() - begin
     columns = {
         "samples": {k: row.samples for k, row in measured.items()},

@@ -29,6 +29,7 @@ flags.DEFINE_integer("save_every", None, SAVES, lower_bound=1)
 flags.DEFINE_integer("keep", 3, "the number of newest checkpoints to keep", lower_bound=1)
 flags.DEFINE_enum("on_nan", "stop", ["stop", "skip"], NAN)
 flags.DEFINE_boolean("deterministic", False, BITS)
+app.SHOWN["tracker"] = (trackers.TRACKERS, ("folder",))
 flags.DEFINE_multi_string("tracker", [], "where else losses and pictures go")
 flags.DEFINE_boolean("report", True, "sample from the model at the end, and write report.html")
 

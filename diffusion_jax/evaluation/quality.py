@@ -34,25 +34,15 @@ class Row(NamedTuple):
 Found = tuple[dict[str, Row], Neighbours | None]
 
 
-def evaluate(
-    samples: Pixels,
-    labels: Labels | None,
-    real: Real,
-    params: Any | None,
-    devices: Sequence[jax.Device],
-) -> Found:
-    """Return all measures by name, and the samples' nearest training images if they are known.
-
-    labels: the classes that the samples should show, or None. params: a classifier's weights, or
-    None. Class accuracy needs both. measure_against is faster for many sets of samples.
-    """
-    return measure_against(real, params, devices)(samples, labels)
-
-
 def measure_against(
     real: Real, params: Any | None, devices: Sequence[jax.Device]
 ) -> Callable[[Pixels, Labels | None], Found]:
-    """Return evaluate as a function of samples and labels, which measures real images once."""
+    """Return a function that measures samples; it measures the real images once, here.
+
+    The function takes samples, and the classes that they should show or None. It returns all
+    measures by name, and the samples' nearest training images if these are known.
+    params: a classifier's weights, or None. Class accuracy needs both weights and classes.
+    """
     measure = measures(real, params, devices)
     of_real = measure(real.other.images, real.other.labels)
     theirs = None if real.seen is None else to_training(real.other.images, real.seen, devices)
