@@ -32,6 +32,7 @@ from diffusion_jax.runs import (
     save_model,
     signals,
 )
+from diffusion_jax.runs.trainer import check_folder
 from diffusion_jax.samplers import build
 from diffusion_jax.sampling import draw, sample
 from diffusion_jax.training import Length
@@ -289,6 +290,11 @@ def test_a_configuration_that_is_not_the_checkpoints_own_is_refused(run) -> None
     path.write_text(text.replace("beta_max=0.02", "beta_max=0.03"))
     said = rf"{path} differs from .* in schedule: replace it by {run}/state/20/config\.json"
     with pytest.raises(InputError, match=said):
+        load_model(run)
+    with pytest.raises(InputError, match=said):  # not: was started with another configuration
+        check_folder(run, CONFIG)
+    path.write_text(text.replace("beta_max=0.02", "zeta_max=0.02"))
+    with pytest.raises(InputError, match=rf"^{path}: .*no option zeta_max: did you mean beta_max"):
         load_model(run)
     path.write_text(text.replace("sprites:n=89400:seed=0", "sprites:n=9:seed=7"))
     assert is_drawn(load_model(run).variables, 20)

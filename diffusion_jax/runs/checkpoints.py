@@ -236,6 +236,12 @@ def _choose(run: Path, step: int | None) -> int:
     return step
 
 
+def check_config(run: Path) -> None:
+    """Raise InputError unless the run's configuration is that of its newest sound checkpoint."""
+    if (step := newest(run)) is not None:
+        _check_config(run, run.absolute() / STATE / str(step))
+
+
 def _check_config(run: Path, checkpoint: Path) -> None:
     """Raise InputError unless the run's configuration is the one in a checkpoint's copy."""
     if not os.path.lexists(checkpoint / CONFIG):

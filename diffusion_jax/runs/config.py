@@ -170,7 +170,10 @@ class Config:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
-        return Config(**fields)
+        try:
+            return Config(**fields)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     def differences(self, other: "Config") -> list[str]:
         """Return lines "name: ours -> theirs" of the fields that differ, and how the data differ.

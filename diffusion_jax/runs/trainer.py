@@ -88,6 +88,8 @@ def check_folder(folder: Path, config: Config) -> None:
     known = new or (folder / checkpoints.CONFIG).is_file()
     require(known, f"run={str(folder)!r} exists and is not a run: name another folder")
     differences = [] if new else load_config(folder).differences(config)
+    if differences:  # they may be damage of config.json
+        checkpoints.check_config(folder)
     require(
         not differences,
         f"run={str(folder)!r} was started with a different configuration: "

@@ -14,7 +14,7 @@ from diffusion_jax.samplers.multistep import exponential_multistep, resolve_orde
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.typing import require
 
-CLEAR = 0.3  # below this sigma / alpha, the noise is smaller than the spread of the data
+CLEAR = 0.4, 0.3  # sigma / alpha: the noise is smaller than the spread of the data
 
 
 def dpm_multistep(
@@ -101,10 +101,11 @@ def sa_solver(
     lower_order_final: as above, but the step to clean data counts, as in the authors' code.
     pece: whether each corrected state is evaluated again, which doubles the calls.
 
-    The authors' rule, "bh1", overshoots in large steps that end where sigma / alpha < 0.3. There, a
-    step of log(alpha / sigma) above `largest` is UniPC's: it has tau 0 and the rule "bh2". It has
-    order 1 if it is more than twice as long as the step before, because that is too far to
-    extrapolate. If two steps in a row are above half of `largest`, the second has the rule "bh2".
+    The authors' rule, "bh1", overshoots in large steps that end at little noise. A step of
+    log(alpha / sigma) above `largest` that ends where sigma / alpha < 0.4 is UniPC's: it has tau 0
+    and the rule "bh2". It has order 1 if it is more than twice as long as the step before, because
+    that is too far to extrapolate. If two steps in a row are above half of `largest`, the second
+    has the rule "bh2" where it ends at sigma / alpha < 0.3.
     """
     require(0 <= tau < np.inf, f"tau={tau}: it must be 0 or more")
     bounds = f"tau_from={tau_from}, tau_to={tau_to}: they must obey 0 <= tau_from <= tau_to <= 1"
@@ -119,9 +120,9 @@ def sa_solver(
         orders, corrector = np.minimum(orders, left), np.minimum(corrector, left)
     h = np.diff(grid.half_log_snr)
     before = np.append(h[0], h[:-1])
-    clear = np.isfinite(h) & (grid.ratio[1:] < CLEAR)
+    clear, clearer = (np.isfinite(h) & (grid.ratio[1:] < ratio) for ratio in CLEAR)
     large = clear & (h > largest)
-    bounded = large | (clear & (np.minimum(h, before) > largest / 2))
+    bounded = large | (clearer & (np.minimum(h, before) > largest / 2))
     orders = np.where(large & (h > 2 * before), 1, orders)
     place = grid.t[1:] / schedule.steps
     eta = tau**2 * ((tau_from <= place) & (place <= tau_to) & ~large)
