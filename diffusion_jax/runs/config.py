@@ -14,7 +14,7 @@ from diffusion_jax.diffusion import losses, predictions, schedules
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.training import Length, Task, augmentation, averages, optimizers
-from diffusion_jax.typing import require
+from diffusion_jax.typing import InputError, require
 
 FEATURES = 1024  # the most features of a context
 REGISTRIES: dict[str, spec.Registry] = {
