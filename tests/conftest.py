@@ -30,7 +30,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 TRIED: Counter[str] = Counter()  # counts of the tests of hostile input
 FAULTS: Counter[str] = Counter()  # counts of the slow tests of faults; failures begin with WRONG
 
-LONG = ("test_apps.py", "test_training.py", "test_faults.py", "test_trust.py")
+LONG = ("test_apps.py", "test_training.py")  # the longest files
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,6 +44,16 @@ def model() -> Any:
     from tests.models import untrained  # import the library only after the hook is in place
 
     return untrained()
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Initialise and compile training once for each configuration of a module."""
+    from tests.apps import compile_once
+
+    patch = compile_once()
+    yield
+    patch.undo()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 HANGS = 1800  # seconds after which a process counts as hanging; slow machines need many
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["experiments.app", "diffusion_jax.runs.overview", "experiments.tables"]
+    ["experiments.app", "diffusion_jax.runs.overview", "experiments.tables", "tests.models"]
 )
 
 
@@ -27,20 +27,52 @@ class Done(NamedTuple):
     stderr: str
 
 
+class Forked:
+    """An app in a process forked from one that has imported the library.
+
+    It is used like a Popen whose stdout and stderr are pipes.
+    """
+
+    def __init__(self, module: str, *args: str) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name, name) for name in ("out", "err")]
+        for file in self._files:
+            file.touch()
+        self.process = SERVER.Process(target=_run, args=(module, args, *self._files))
+        self.process.start()
+
+    def __enter__(self) -> "Forked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+        self._folder.cleanup()
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while the app runs."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.process.pid, number)
+
+    def end(self) -> Done:
+        """Wait for the end, and return the exit code and the outputs."""
+        self.process.join(HANGS)
+        assert self.process.exitcode is not None, "the app hangs"
+        return Done(self.process.exitcode, *(file.read_text() for file in self._files))
+
+
 def run_app(module: str, *args: str) -> Done:
     """Run python -m MODULE to its end, without waiting for imports."""
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "err")]
-        process = SERVER.Process(target=_run, args=(module, args, *files))
-        process.start()
-        process.join(HANGS)
-        assert process.exitcode is not None, f"{module} hangs"
-        return Done(process.exitcode, *(file.read_text() for file in files))
+    with Forked(module, *args) as app:
+        return app.end()
 
 
 def _run(module: str, args: tuple[str, ...], *files: Path) -> None:
     for number, file in enumerate(files, start=1):
-        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
+        os.dup2(os.open(file, os.O_WRONLY), number)
     sys.argv = [module, *args]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

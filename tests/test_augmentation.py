@@ -32,7 +32,8 @@ def mirrored(flips: str, chosen=slice(None)) -> np.ndarray:
 
 def parts(flips: str) -> list[float]:
     """Return the mirrored fraction for each kind of context."""
-    return [mirrored(flips)[kind == KINDS].mean() for kind in range(len(CONTEXTS))]
+    flipped = mirrored(flips)
+    return [flipped[kind == KINDS].mean() for kind in range(len(CONTEXTS))]
 
 
 def test_none_mirrors_nothing_and_all_every_second_image() -> None:

@@ -1,6 +1,7 @@
 """Compare bits per dimension with closed forms of Gaussian data, in float64 NumPy."""
 
 import sys
+from functools import cache
 
 import flax.linen as nn
 import jax
@@ -19,11 +20,8 @@ from diffusion_jax.typing import InputError, Level, Prediction
 
 SHAPE = (4, 4, 1)  # 16 dimensions
 DEVICES = jax.devices()[:2]
-SCHEDULES = {
-    "course": schedules.course(500),
-    "cosine": schedules.SCHEDULES["cosine"](200),
-    "karras": schedules.SCHEDULES["karras"](100),
-}
+SCHEDULES = {name: schedules.SCHEDULES[name](200) for name in ("course", "cosine", "karras")}
+flow_of = jax.jit(likelihood.flow, static_argnums=0)  # one program for all schedules
 
 
 def covariance(correlated: bool) -> np.ndarray:
@@ -35,9 +33,11 @@ def covariance(correlated: bool) -> np.ndarray:
     return root @ root.T + 0.01 * np.eye(16)
 
 
-def exact_denoiser(mean: float, cov: np.ndarray):
+@cache
+def exact_denoiser(mean: float, correlated: bool):
     """Return E[x0 | x] = m + a C (a^2 C + s^2)^-1 (x - a m), in the eigenbasis of C."""
-    values, vectors = (jnp.asarray(part, jnp.float32) for part in np.linalg.eigh(cov))
+    parts = np.linalg.eigh(covariance(correlated))
+    values, vectors = (jnp.asarray(part, jnp.float32) for part in parts)
 
     def denoise(x, level: Level) -> Prediction:
         gap = (x - level.alpha * mean).reshape(len(x), -1) @ vectors
@@ -84,9 +84,7 @@ def test_the_flow_s_density_is_the_closed_form(name: str, correlated: bool) -> N
         likelihood.units(jnp.asarray(y)) if correlated else likelihood.rademacher(keys, SHAPE, 1)
     )
     curve = likelihood.curve_of(schedule)
-    found = jax.jit(lambda y, probes: likelihood.flow(exact_denoiser(mean, cov), curve, y, probes))(
-        y, probes
-    )
+    found = flow_of(exact_denoiser(mean, correlated), curve, y, probes)
     want = flow_in_closed_form(schedule, mean, cov, y.astype(np.float64))
     np.testing.assert_allclose(found, want, atol=3e-3)
 
@@ -97,9 +95,7 @@ def test_probes_estimate_the_trace_without_bias() -> None:
     keys = sample_keys(jax.random.key(3), jnp.arange(n, dtype=jnp.uint32))
     curve = likelihood.curve_of(SCHEDULES["cosine"])
     probes = likelihood.rademacher(keys, SHAPE, 1)
-    found = np.asarray(
-        jax.jit(likelihood.flow, static_argnums=0)(exact_denoiser(mean, cov), curve, y, probes)
-    )
+    found = np.asarray(flow_of(exact_denoiser(mean, True), curve, y, probes))
     want = flow_in_closed_form(SCHEDULES["cosine"], mean, cov, y[:1].astype(np.float64))[0]
     assert found.std() > 1e-2
     assert abs(found.mean() - want) < 4 * found.std() / np.sqrt(n) + 2e-3
@@ -140,7 +136,7 @@ def test_the_bound_is_that_of_numpy(name: str) -> None:
     pixels = pixels_of(mean, cov, 5)
     pixels[0, 0, :2] = [[0], [255]]  # the bins of these two pixels are open
     keys = sample_keys(jax.random.key(5), jnp.arange(5, dtype=jnp.uint32))
-    chain, denoise = likelihood.chain_of(SCHEDULES[name]), exact_denoiser(mean, cov)
+    chain, denoise = likelihood.chain_of(SCHEDULES[name]), exact_denoiser(mean, True)
     x0 = pixels.astype(np.float32) / 127.5 - 1
     found = jax.jit(lambda x0, keys: likelihood.bound(denoise, chain, x0, keys))(x0, keys)
     want = naive_bound(SCHEDULES[name], mean, cov, pixels, keys)
@@ -170,7 +166,7 @@ def test_the_bound_is_above_the_entropy_by_what_its_variances_lack() -> None:
     schedule = SCHEDULES["course"]
     found = jax.jit(
         lambda x0, keys: likelihood.bound(
-            exact_denoiser(mean, cov), likelihood.chain_of(schedule), x0, keys
+            exact_denoiser(mean, False), likelihood.chain_of(schedule), x0, keys
         )
     )(pixels.astype(np.float32) / 127.5 - 1, keys)
     gap = np.asarray(found, np.float64) - exact

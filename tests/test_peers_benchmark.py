@@ -9,7 +9,7 @@ from diffusion_jax import samplers
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.sampling import sample
-from tests.models import untrained
+from tests.models import SMALL, untrained
 
 torch = pytest.importorskip("torch")
 loops = pytest.importorskip("experiments.peers.loops")
@@ -21,7 +21,7 @@ N, T, SEED = 3, 20, 4
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return untrained(schedule=f"course:steps={T}")
+    return untrained(SMALL, schedule=f"course:steps={T}")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from diffusion_jax.networks.precisions import PRECISIONS, products_in
 from diffusion_jax.sampling import sample
 from diffusion_jax.training.optimizers import Length
 from diffusion_jax.typing import InputError
-from tests.models import SMALL, untrained
+from tests.models import TINY, untrained
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_products_carry_the_precision_that_they_are_traced_in(dtype: str, name: 
 
 
 def test_sampling_in_bfloat16_is_near_float32() -> None:
-    model = untrained(schedule="course:steps=20")
+    model = untrained()
     tableau = samplers.build("ddim", model.schedule, 5)
     full, tf32, half = (
         sample(model, tableau, 2, dtype=name, devices=jax.devices()[:1]).images
@@ -46,7 +46,7 @@ def test_training_in_bfloat16_is_near_float32_and_keeps_float32() -> None:
     labels = np.eye(3, dtype=np.float32)[np.arange(8) % 3]
     losses = {}
     for dtype in ("float32", "bfloat16"):
-        config, length = SMALL.override(schedule="course:steps=20", dtype=dtype), Length(8, 8, 3)
+        config, length = TINY.override(dtype=dtype), Length(8, 8, 3)
         task, device = config.task(length), jax.devices()[:1]
         *_, last = training.fit(
             task, length, images, labels, training.init(task), device, stops=(3,)

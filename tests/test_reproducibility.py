@@ -20,13 +20,13 @@ from diffusion_jax import parallel, samplers
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.runs import environment, load_model
 from diffusion_jax.sampling import sample
-from tests.models import untrained
+from tests.models import SMALL, untrained
 
 ROOT = Path(__file__).parent.parent
 
 
 def make_model() -> Model:
-    return untrained(schedule="course:steps=20")
+    return untrained(SMALL)
 
 
 def draw(model: Model, n: int = 8, devices: int = 2, name: str = "ddpm", **options) -> np.ndarray:
@@ -73,7 +73,8 @@ def test_either_way_of_mapping_gives_the_same_bits(model, drawn, shard_map) -> N
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 4), (1, 3), (2, 2), (8, 8)])
-def test_the_noise_of_an_image_is_the_same_everywhere(model, devices: int, batch_size: int) -> None:
+def test_the_noise_of_an_image_is_the_same_everywhere(devices: int, batch_size: int) -> None:
+    model = untrained()
     start = draw(model, 11, 1, rows=0)
     again = draw(model, 11, devices, rows=0, batch_size=batch_size)
     np.testing.assert_array_equal(again, start, strict=True)
@@ -88,7 +89,7 @@ def test_as_many_images_on_each_device_give_the_same_bits(model, drawn) -> None:
 # ---------------------------------------------------------------------------- up to rounding
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 8), (1, 3), (4, 8), (8, 8)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (8, 8)])
 def test_other_parts_of_a_batch_change_roundings_alone(
     model, drawn, devices: int, batch_size: int
 ) -> None:

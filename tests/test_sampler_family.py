@@ -1,18 +1,16 @@
 """Test every sampler on every grid, identities between samplers, and properties of each one."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.evaluation.identity import canonical, is_same
-from diffusion_jax.samplers import SAMPLERS, Tableau, analysis, solve
+from diffusion_jax.samplers import SAMPLERS, Tableau, analysis
 from diffusion_jax.samplers.coefficients import exponential_moments, phi
-from diffusion_jax.samplers.tableau import XI, check, for_cfg_pp, pad, to_float32
-from diffusion_jax.sampling.draw import REGISTERS, ROWS
-from diffusion_jax.typing import InputError, Level, Prediction, RunWarning
+from diffusion_jax.samplers.tableau import XI, check, for_cfg_pp
+from diffusion_jax.sampling.draw import REGISTERS
+from diffusion_jax.typing import InputError, RunWarning
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(1000)
@@ -114,24 +112,6 @@ def test_pure_noise_and_clean_data_give_no_infinity(name: str, schedule: str) ->
         noise = np.random.default_rng(0).standard_normal((tableau.rows, 5))
         assert np.all(np.isfinite(interpret(tableau, mixture, x, noise)))
         assert np.abs(tableau.mix).max() < 1e3
-
-
-def test_two_compilations_serve_all_samplers_and_all_numbers_of_steps() -> None:
-    """Expect one executable for deterministic and stochastic tableaus."""
-
-    def denoise(x: jax.Array, level: Level) -> Prediction:
-        x0 = jnp.tanh(x)
-        return Prediction(x0, (x - level.alpha * x0) / level.sigma)
-
-    keys = samplers.sample_keys(jax.random.key(0), jnp.arange(2, dtype=jnp.uint32))
-    x = samplers.row_noise(keys, jnp.uint32(7), (1, 1, 1))
-    run = jax.jit(lambda table, rows: solve(denoise, table, x, keys, rows=rows)[0])
-    for name in SAMPLERS:
-        for n in (1, 2, 5, 40, 1000):
-            tableau = samplers.build(name, SCHEDULE, n)
-            images = run(to_float32(pad(tableau, ROWS, REGISTERS)), tableau.rows)
-            assert np.all(np.isfinite(images)), (name, n)
-    assert run._cache_size() <= 2
 
 
 # --- identities --------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.guidance import network_denoiser
 from diffusion_jax.diffusion.predictions import PREDICTIONS
-from diffusion_jax.samplers import SAMPLERS, Tableau, ddim, ddpm, solve
+from diffusion_jax.samplers import Tableau, ddim, ddpm, solve
 from diffusion_jax.samplers.tableau import check, pad, to_float32
 from diffusion_jax.typing import InputError
 
@@ -127,27 +127,6 @@ def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance(n: int) -> None:
 
     ours = as_map(ddim(schedule, grid, eta=1.0))
     assert np.allclose(ours, as_map(ddpm(schedule, grid, "posterior")), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("grid", [name for name in grids.GRIDS if name != "levels"])
-def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -> None:
-    schedule = schedules.course(40)
-    for n in range(1, 41):
-        tableau = check(samplers.build(name, schedule, n, grid))
-        assert tableau.rows >= n
-        assert tableau.ends_step.sum() == n or name == "restart"  # restart counts repeated steps
-        assert not tableau.mix[-1, 0, 3], "the last step adds no noise"
-
-
-def test_one_compilation_serves_every_sampler_and_number_of_steps(start, keys) -> None:
-    schedule = schedules.course(T)
-    fresh = jax.jit(lambda *args: solve(denoiser(), *args[:3], rows=args[3])[0])
-    for name in ("ddpm", "ddim"):
-        for steps in (5, 20, 25, 100, 500):
-            tableau = samplers.build(name, schedule, steps)
-            fresh(to_float32(pad(tableau, 512, 0)), start, keys, tableau.rows)
-    assert fresh._cache_size() == 1
 
 
 def test_padding_changes_no_bit(start, keys) -> None:

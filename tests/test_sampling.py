@@ -29,28 +29,6 @@ def drawn(model, contexts) -> np.ndarray:
     return sample(model, tableau(model), 8, context=contexts, devices=jax.devices()[:1]).images
 
 
-@pytest.mark.parametrize("count", [2, 8])
-def test_devices_change_nothing_but_rounding(model, contexts, drawn, count: int) -> None:
-    devices = jax.devices()[:count]
-    images = sample(model, tableau(model), 8, context=contexts, devices=devices).images
-    assert np.allclose(images, drawn, atol=1e-4)
-
-
-def test_jobs_of_several_processes_draw_the_same(model, contexts, drawn, shard_map) -> None:
-    devices = jax.devices()[:8]
-    images = sample(model, tableau(model), 8, context=contexts, devices=devices).images
-    assert np.allclose(images, drawn, atol=1e-4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_batches_change_nothing_but_rounding(model, contexts, drawn, batch_size: int) -> None:
-    devices = jax.devices()[:1]
-    images = sample(
-        model, tableau(model), 8, context=contexts, devices=devices, batch_size=batch_size
-    ).images
-    assert np.allclose(images, drawn, atol=1e-4)
-
-
 def test_fewer_images_are_the_first_ones(model, contexts, drawn) -> None:
     images = sample(model, tableau(model), 3, context=contexts[:3]).images
     assert images.shape == (3, 8, 8, 3)

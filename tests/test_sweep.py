@@ -22,10 +22,10 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.typing import InputError
 from experiments import app, presets, tables
 from tests import apps
-from tests.models import SMALL, untrained
+from tests.models import TINY, untrained
 
 SIZES = ("--n=100", "--real_n=100", "--devices=2")
-TINY = ("--network=context_unet:n_feat=8", "--schedule=course:steps=20", "--epochs=1")
+NEW = ("--network=tiny", "--schedule=course:steps=20", "--epochs=1")
 
 
 # ----------------------------------------------------------------------------------- what is kept
@@ -85,7 +85,7 @@ def test_a_digest_is_of_all_values() -> None:
 
 
 def test_a_name_without_steps_has_the_most_steps_for_each_budget() -> None:
-    schedule = SMALL.build_schedule()
+    schedule = TINY.build_schedule()
     found = samplers.spread("heun:grid=karras:rho=5", schedule, (3, 5, 8, 10, 50))
     steps = [spec.options["steps"] for spec in found]
     assert steps == [2, 3, 4, 5, 25]
@@ -96,7 +96,7 @@ def test_a_name_without_steps_has_the_most_steps_for_each_budget() -> None:
 @pytest.mark.filterwarnings("ignore:.*is unstable")
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_every_sampler_has_points(name: str) -> None:
-    schedule = SMALL.build_schedule()
+    schedule = TINY.build_schedule()
     rows = [samplers.build(s, schedule).rows for s in samplers.spread(name, schedule, (10, 25, 50))]
     assert rows == sorted(rows)
     assert 20 < rows[-1] <= 50
@@ -121,7 +121,7 @@ def folder(tmp_path_factory) -> Path:
         ("mixed", "mixed", {"null_context": True}),
     ):
         text = f"npy:images={folder}/images.npy:labels={folder}/{file}.npy"
-        config = SMALL.override(data=text, **fields)
+        config = TINY.override(data=text, **fields)
         config = config.fill_in(data.load(config.data))
         save_model(folder / name, config, untrained(config).variables)
     return folder
@@ -233,7 +233,7 @@ def test_a_recipe_is_trained_and_measured_once(folder, tmp_path, quick, monkeypa
 
     monkeypatch.setattr(trainer, "train_run", train)
     files = f"--data=npy:images={folder}/images.npy:labels={folder}/labels.npy"
-    command = ("sweep", f"--out={tmp_path}", *SIZES, *TINY, files, "--samplers=ddim:2")
+    command = ("sweep", f"--out={tmp_path}", *SIZES, *NEW, files, "--samplers=ddim:2")
     recipe = "--recipes=best+batch_size=60+optimizer=adam:0.01:decay=cosine"
     apps.call(*command, recipe, "--guidances=1,1.5")
     (run,) = tmp_path.glob("best+*")
@@ -255,7 +255,7 @@ def test_recipes_are_told_apart_by_their_presets(folder, tmp_path, drawn) -> Non
     """Separate recipes by spaces or commas. An invalid last one is refused before training."""
     recipes = "best+ema=none,course+data=sprites:n=9:frequencies=1,1,1,1,1 demo+seed=-1"
     with pytest.raises(InputError, match="seed=-1: it must be"):
-        apps.call("sweep", f"--out={tmp_path}/new", *SIZES, *TINY, f"--recipes={recipes}")
+        apps.call("sweep", f"--out={tmp_path}/new", *SIZES, *NEW, f"--recipes={recipes}")
     for recipe in presets.RECIPES:
         preset, _, change = recipe.partition("+")
         config = presets.PRESETS[preset]()

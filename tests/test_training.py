@@ -1,5 +1,8 @@
 """Compute noise, loss and average by hand. Devices, chunks and resuming change nothing."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,32 +14,35 @@ from diffusion_jax.parallel import choose_devices, data_parallel, split
 from diffusion_jax.runs.config import Config
 from diffusion_jax.training import Length, TrainState, fit, optimizers, train_step
 from diffusion_jax.typing import InputError, Level
+from tests.models import SMALL, TINY
 
-N, BATCH = 24, 8
-SMALL = Config(
-    network="context_unet:n_feat=8",
-    image_shape=(8, 8, 3),
-    class_names=("a", "b", "c"),
-    batch_size=BATCH,
-    epochs=2,
-    optimizer="adam:3e-3",
-    ema="exponential:0.9",
-)
+pytestmark = pytest.mark.usefixtures("compiled_once")
+N, BATCH = 20, SMALL.batch_size
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (N, 8, 8, 3)).astype(np.uint8)
 LABELS = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, N)]
-LENGTH = Length(N, BATCH, 2)
+LENGTH = Length(N, BATCH, SMALL.epochs)
 
 
-def trained(config: Config, devices: int, **options) -> tuple[TrainState, list]:
+class Trained(NamedTuple):
+    """The states after chunks of steps, the initial one first, and the loss of every step."""
+
+    states: list[TrainState]
+    losses: list[float]
+
+
+def trained(config: Config, devices: int = 1, seconds: float = 0.0, state=None, **options):
+    """Train a configuration, by default in chunks of one step."""
     length = Length(N, config.batch_size, config.epochs)
     task = config.task(length)
-    losses, state = [], training.init(task)
+    found = Trained([], [])
+    options = {"images": IMAGES, "labels": LABELS, "seconds": seconds} | options
+    given = {"state": training.init(task) if state is None else state}
     chosen = choose_devices(config.batch_size, devices)
-    for chunk in fit(task, length, IMAGES, LABELS, state, chosen, **options):
-        losses += chunk.losses.tolist()
-        state = chunk.state
-    return jax.device_get(state), losses
+    for chunk in fit(task, length, devices=chosen, **given, **options):
+        found.losses.extend(chunk.losses.tolist())
+        found.states.append(jax.device_get(chunk.state))
+    return found
 
 
 def distance(a, b) -> float:
@@ -45,57 +51,38 @@ def distance(a, b) -> float:
 
 
 @pytest.fixture(scope="module")
-def on_one_device() -> tuple[TrainState, list]:
-    return trained(SMALL, 1)
+def on_one_device() -> Trained:
+    return trained(SMALL)
 
 
-@pytest.mark.parametrize(("devices", "mapper"), [(2, None), (8, None), (2, "shard_map")])
+@pytest.mark.parametrize(("devices", "mapper"), [(2, None), (8, "shard_map")])
 def test_devices_change_nothing_but_rounding(on_one_device, devices, mapper, request) -> None:
-    """Compare all losses. Adam amplifies rounding, so parameters agree only to 1 %."""
+    """Compare all losses, and the first gradient: later, Adam amplifies rounding.
+
+    After one step from zero, Adam's first moment is a tenth of the gradient.
+    """
     if mapper is not None:
         request.getfixturevalue(mapper)
-    state, losses = trained(SMALL, devices)
-    assert np.allclose(losses, on_one_device[1], rtol=1e-4)
-    assert distance(state.batch_stats, on_one_device[0].batch_stats) < 1e-2
-    assert state.step == LENGTH.steps == 6
+    found = trained(SMALL, devices)
+    assert np.allclose(found.losses, on_one_device.losses, rtol=1e-4)
+    first, of_one = found.states[1], on_one_device.states[1]
+    moments = [
+        [leaf for leaf in jax.tree.leaves(s.opt_state) if leaf.ndim] for s in (first, of_one)
+    ]
+    assert distance(*moments) < 1e-4
+    assert distance(first.batch_stats, of_one.batch_stats) < 1e-5
+    last, of_one = found.states[-1], on_one_device.states[-1]
+    assert distance(last.batch_stats, of_one.batch_stats) < 1e-2
+    assert last.step == LENGTH.steps == 8
 
 
-def test_gradients_and_statistics_are_those_of_one_device() -> None:
-    """Use plain descent, because Adam hides the scale of gradients."""
-    task = SMALL.override(optimizer="adam:clip=1e6").task(LENGTH)
-    states = []
-    for count in (1, 4):
-        devices = choose_devices(BATCH, count)
-        step = data_parallel(
-            train_step(task), (None, 0, 0, 0, None, None), (None, None), devices=devices
-        )
-        parts = split((IMAGES[:BATCH], LABELS[:BATCH], np.arange(BATCH)), count)
-        state = training.init(task)
-        state, _ = step(state, *parts, jax.random.key(0), np.float32(1e-3))
-        states.append(jax.device_get(state))
-    # After one step from zero, Adam's first moment is a tenth of the gradient.
-    moments = [[leaf for leaf in jax.tree.leaves(s.opt_state) if np.ndim(leaf)] for s in states]
-    assert distance(moments[1], moments[0]) < 1e-4
-    assert distance(states[1].batch_stats, states[0].batch_stats) < 1e-5
-
-
-def test_chunks_change_no_bit(on_one_device) -> None:
-    state, losses = trained(SMALL, 1, stops=range(1, 7), seconds=0.0)
-    assert losses == on_one_device[1]
-    assert distance(state.params, on_one_device[0].params) == 0
-
-
-def test_resuming_changes_no_bit(on_one_device) -> None:
-    task = SMALL.task(LENGTH)
-    state = training.init(task)
-    for chunk in fit(task, LENGTH, IMAGES, LABELS, state, choose_devices(BATCH, 1), stops=[4]):
-        if int(chunk.state.step) == 4:
-            halfway = jax.device_get(chunk.state)
-    *_, last = fit(task, LENGTH, IMAGES, LABELS, halfway, choose_devices(BATCH, 1))
-    for ours, whole in zip(
-        jax.tree.leaves(jax.device_get(last.state)), jax.tree.leaves(on_one_device[0]), strict=True
-    ):
-        assert np.array_equal(ours, whole)
+def test_chunks_and_resuming_change_no_bit(on_one_device) -> None:
+    whole = trained(SMALL, seconds=9.0)
+    assert whole.losses == on_one_device.losses
+    resumed = trained(SMALL, seconds=9.0, state=on_one_device.states[4])
+    for found in (whole, resumed):
+        last = found.states[-1], on_one_device.states[-1]
+        assert all(map(np.array_equal, *map(jax.tree.leaves, last)))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +90,7 @@ def test_resuming_changes_no_bit(on_one_device) -> None:
 )
 def test_loss_by_hand(changes: dict) -> None:
     """Compute the draws of (seed, step, position), flips, noising and mean square in NumPy."""
-    task = SMALL.override(keep_probability=0.5, **changes).task(LENGTH)
+    task = TINY.override(keep_probability=0.5, **changes).task(LENGTH)
     state = training.init(task)
     step = data_parallel(
         train_step(task), (None, 0, 0, 0, None, None), (None, None), devices=jax.devices()[:1]
@@ -120,7 +107,7 @@ def test_loss_by_hand(changes: dict) -> None:
         own = jax.random.fold_in(jax.random.fold_in(key, 0), position)
         keys = jax.random.split(own, 3)
         flipped.append(bool(changes) and bool(jax.random.bernoulli(jax.random.fold_in(own, 3))))
-        t.append(int(jax.random.randint(keys[0], (), 1, 501)))
+        t.append(int(jax.random.randint(keys[0], (), 1, schedule.steps + 1)))
         eps.append(np.asarray(jax.random.normal(keys[1], (8, 8, 3))))
         context.append(LABELS[position] * bool(jax.random.bernoulli(keys[2], 0.5)))
         clean = IMAGES[position][:, :: -1 if flipped[-1] else 1] / 255 * 2 - 1
@@ -132,82 +119,58 @@ def test_loss_by_hand(changes: dict) -> None:
     snr = alpha**2 / sigma**2
     weight = np.minimum(snr, 5) / snr if changes else np.ones(BATCH)
     assert np.any(weight < 1) == bool(changes)
-    output, _ = task.network.apply(
-        {"params": state.params, "batch_stats": state.batch_stats},
+    output = task.network.apply(
+        {"params": state.params},
         jnp.asarray(np.stack(x) / size[:, None, None, None], jnp.float32),
-        jnp.asarray(t, jnp.float32) / 500,
+        jnp.asarray(t, jnp.float32) / schedule.steps,
         jnp.asarray(np.stack(context)),
-        train=True,
-        mutable=["batch_stats"],
     )
     error = np.mean((np.asarray(output) - np.stack(eps)) ** 2, axis=(1, 2, 3))
     assert scalars["loss"] == pytest.approx(np.mean(weight * error), rel=1e-4)
 
 
-def test_average_without_decay_is_the_model(on_one_device) -> None:
-    state, _ = trained(SMALL.override(ema="none", epochs=1), 1)
-    assert distance(state.ema["params"], state.params) == 0
-    assert distance(state.ema["batch_stats"], state.batch_stats) == 0
-    assert distance(on_one_device[0].ema["params"], on_one_device[0].params) > 0
-
-
-def test_average_by_hand() -> None:
-    """Compute ema <- d ema + (1 - d) params with d = min(decay, (1 + step) / (10 + step))."""
-    task = SMALL.override(ema="exponential:0.15").task(LENGTH)
-    state = training.init(task)
-    states = [jax.device_get(state)]
-    for chunk in fit(task, LENGTH, IMAGES, LABELS, state, choose_devices(BATCH, 1), seconds=0.0):
-        if len(chunk.losses):
-            states.append(jax.device_get(chunk.state))
-    kernel = [np.asarray(s.params["out_0"]["kernel"], np.float64) for s in states]
-    average = kernel[0]
-    for step, new in enumerate(kernel[1:]):
-        decay = min(0.15, (1 + step) / (10 + step))
-        average = decay * average + (1 - decay) * new
-    assert np.allclose(states[-1].ema["params"]["out_0"]["kernel"], average, atol=1e-6)
-
-
-def test_power_averages_by_hand() -> None:
-    """Compute mean <- b mean + (1 - b) params for the paper's gammas.
-
-    Here b = (1 - 1 / t)^(gamma + 1).
-    """
-    task = SMALL.override(ema="power:0.1:snapshots=2").task(LENGTH)
-    state = training.init(task)
-    states = []
-    for chunk in fit(task, LENGTH, IMAGES, LABELS, state, choose_devices(BATCH, 1), seconds=0.0):
-        if len(chunk.losses):
-            states.append(jax.device_get(chunk.state))
-    for gamma, average in ((16.97, states[-1].averages[0]), (6.94, states[-1].averages[1])):
-        mean = 0.0
-        for t, new in enumerate(states, 1):
-            decay = (1 - 1 / t) ** (gamma + 1)
-            mean = decay * mean + (1 - decay) * np.float64(new.params["out_0"]["kernel"])
-        assert np.allclose(average["params"]["out_0"]["kernel"], mean, atol=1e-5)
-    assert distance(states[-1].ema, states[-1].averages[1]) == 0
-    assert distance(states[-1].averages[0], states[-1].averages[1]) > 0
-
-
-def test_a_state_without_averages_is_stored_as_before_there_were_any() -> None:
-    names = {"step", "params", "batch_stats", "ema", "opt_state"}
-    assert training.init(SMALL.task(LENGTH)).without_model().keys() == names
-    state = training.init(SMALL.override(ema="power:snapshots=1").task(LENGTH))
-    assert state.without_model().keys() == names | {"averages"}
+def averaged(states: list[TrainState], name: str, decay: Callable[[int], float]) -> np.ndarray:
+    """Compute mean <- decay mean + (1 - decay) kernel over the states, in float64."""
+    values = [np.float64(state.params[name]["kernel"]) for state in states]
+    mean = values[0]
+    for step, new in enumerate(values[1:]):
+        mean = decay(step) * mean + (1 - decay(step)) * new
+    return mean
 
 
 @pytest.mark.parametrize(
-    "changes", [{"network": "context_unet:n_feat=8:norm=group"}, {"prediction": "x0"}]
+    ("ema", "decay"),
+    [("none", lambda _: 0.0), ("exponential:0.15", lambda i: min(0.15, (1 + i) / (10 + i)))],
 )
-def test_a_handful_of_images_is_learned(changes: dict) -> None:
+def test_averages_by_hand(ema: str, decay: Callable[[int], float]) -> None:
+    states = trained(TINY.override(ema=ema)).states
+    found = states[-1].ema["params"]["Conv_0"]["kernel"]
+    np.testing.assert_allclose(found, averaged(states, "Conv_0", decay), atol=1e-6)
+    assert (distance(states[-1].ema["params"], states[-1].params) > 0) == (ema != "none")
+
+
+def test_power_averages_by_hand(on_one_device) -> None:
+    """Use the paper's gammas of sigma_rel = 0.05 and 0.1, and decays (1 - 1 / t)^(gamma + 1)."""
+    states = on_one_device.states
+    for gamma, average in zip((16.97, 6.94), states[-1].averages, strict=True):
+        mean = averaged(states, "out_0", lambda i, g=gamma: (1 - 1 / (i + 1)) ** (g + 1))
+        assert np.allclose(average["params"]["out_0"]["kernel"], mean, atol=1e-5)
+    assert distance(states[-1].ema, states[-1].averages[1]) == 0
+    assert distance(*states[-1].averages) > 0
+
+
+def test_a_state_without_averages_omits_their_key(on_one_device) -> None:
+    names = {"step", "params", "batch_stats", "ema", "opt_state"}
+    assert training.init(TINY.task(LENGTH)).without_model().keys() == names
+    assert on_one_device.states[0].without_model().keys() == names | {"averages"}
+
+
+def test_a_handful_of_images_is_learned() -> None:
     """Train on three plain colours. The loss must halve within 120 steps."""
-    config = SMALL.override(optimizer="adam:1e-2:decay=constant", **changes)
+    config = SMALL.override(optimizer="adam:1e-2:decay=constant", epochs=48)
     colours = np.zeros_like(IMAGES) + np.eye(3, dtype=np.uint8)[np.arange(N) % 3, None, None] * 255
-    length = Length(N, BATCH, 40)
-    losses = []
-    task = config.task(length)
-    state, devices = training.init(task), choose_devices(BATCH, 1)
-    for chunk in fit(task, length, colours, LABELS, state, devices, seconds=5.0):
-        losses += chunk.losses.tolist()
+    losses = trained(config, images=colours, seconds=5.0).losses
+    assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
 
@@ -250,7 +213,7 @@ def test_another_rate_length_or_seed_is_no_other_program() -> None:
     """Expect a single compilation: rate, length and seed are arguments of the program."""
     texts = []
     for optimizer, epochs, seed in (("adam:3e-3", 2, 0), ("adam:1e-2:decay=cosine:warmup=9", 5, 7)):
-        config = SMALL.override(optimizer=optimizer, epochs=epochs, seed=seed)
+        config = TINY.override(optimizer=optimizer, epochs=epochs, seed=seed)
         task = config.task(Length(N, BATCH, epochs))
         run = training.train_chunk(task, jax.devices()[:1])
         order = np.zeros((1, training.CHUNK, BATCH), np.int32)

@@ -6,7 +6,6 @@ Here are the faults of one checkpoint. test_faults.py runs hundreds of faults (m
 import contextlib
 import errno
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -38,11 +37,11 @@ from diffusion_jax.sampling import draw, sample
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError, RunWarning
 from tests.models import SMALL as CONFIG
+from tests.models import TINY
 from tests.processes import HANGS
 
 STEPS = (3, 7, 20)
 ROOT = Path(__file__).parent.parent
-DISK = "1500k"  # the size of the disk that a run fills
 
 
 @pytest.fixture(autouse=True)
@@ -331,35 +330,6 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-# ------------------------------------------------------------------------------ read-only, full
-
-
-def mounted(folder: Path, options: str, *command: str) -> subprocess.CompletedProcess:
-    """Run a command that sees its own file system at a folder. It disappears with the command."""
-    folder.mkdir()
-    script = 'mount -t tmpfs -o "$0" tmpfs "$1" && shift && exec "$@"'
-    words = ["unshare", "-rm", "sh", "-c", script, options, str(folder), *command]
-    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=HANGS)
-
-
-@pytest.fixture(scope="module")
-def mounts(tmp_path_factory) -> None:
-    folder = tmp_path_factory.mktemp("mounts")
-    if not shutil.which("unshare") or mounted(folder / "try", "size=100k", "true").returncode:
-        pytest.skip("this process may not mount file systems")
-
-
-@pytest.mark.usefixtures("mounts")
-def test_a_read_only_folder_is_refused_before_anything_compiles(tmp_path) -> None:
-    """Mount the folder read-only, which binds root too."""
-    place = tmp_path / "place"
-    command = [sys.executable, "-m", "experiments.train", "--data=sprites:n=20"]
-    done = mounted(place, "ro", *command, "--cpu_devices=1", f"--run={place}/a/run")
-    said = f"error: run='{place}/a/run' cannot be written: {place}: Read-only file system\n"
-    assert (done.returncode, done.stderr) == (2, said)
-    assert done.stdout == ""
-
-
 def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch) -> None:
     (tmp_path / "file").write_text("")
     locks.check_writable(tmp_path / "new" / "run", "out")
@@ -374,35 +344,6 @@ def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch) -> None
     with pytest.raises(InputError, match=said):
         locks.check_writable(tmp_path / "a", "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.usefixtures("mounts")
-def test_a_full_disk_ends_a_run_in_one_line_and_keeps_what_there_is(tmp_path, monkeypatch) -> None:
-    """Use a disk with room for one checkpoint, while saving the second one needs as much again."""
-    monkeypatch.undo()
-    place = tmp_path / "place"
-    flags = (
-        *("--data=sprites:n=16", "--network=context_unet:n_feat=8", "--batch_size=8"),
-        *("--epochs=9", "--save_every=1"),
-        *("--keep=9", "--cpu_devices=1", "--noreport", f"--run={place}/run"),
-    )
-    script = '"$0" -m experiments.train "$@"; code=$?; cp -r "$PLACE/run" "$PLACE.kept"; exit $code'
-    shell = ("env", f"PLACE={place}", "sh", "-c", script, sys.executable)
-    done = mounted(place, f"size={DISK}", *shell, *flags)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    kept = Path(f"{place}.kept")
-    steps = sorted(int(path.name) for path in (kept / "state").iterdir() if path.name.isdigit())
-    assert steps, "beside them, orbax may leave what it could not write"
-    said = rf"error: {place}/run/state/\d+: the checkpoint could not be written: "
-    assert re.fullmatch(
-        rf"{said}No space left on device; {place}/run/state/{steps[-1]} is the last checkpoint",
-        last,
-    ), last
-    assert sorted(path.name for path in kept.iterdir() if "partial" in path.name) == []
-    for step in steps:
-        load_model(kept, step)
 
 
 # -------------------------------------------------------------------------------- one writer
@@ -548,7 +489,7 @@ def test_float64_elsewhere_changes_no_sample(model) -> None:
     with jax.enable_x64(True):
         np.testing.assert_array_equal(sample(model, tableau, 2, seed=3).images, want, strict=True)
         assert sampling.initial_noise(model, 2).dtype == np.float32
-        leaves = jax.tree.leaves(init_variables(CONFIG.build_network(), 0))
+        leaves = jax.tree.leaves(init_variables(TINY.build_network(), 0))
     assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
 
 
@@ -558,7 +499,7 @@ def test_float64_elsewhere_changes_no_sample(model) -> None:
 def test_a_step_that_is_not_finite_changes_the_step_alone() -> None:
     """Let one image's label overflow in the network. Only the steps that see it must diverge."""
     n, batch = 24, 8
-    config = CONFIG.override(batch_size=batch, ema="exponential:0.9", keep_probability=1.0)
+    config = TINY.override(ema="exponential:0.9", keep_probability=1.0)
     images = np.random.default_rng(0).integers(0, 256, (n, 8, 8, 3)).astype(np.uint8)
     labels = np.eye(3, dtype=np.float32)[np.arange(n) % 3]
     labels[5] = 3e38
@@ -576,7 +517,7 @@ def test_a_step_that_is_not_finite_changes_the_step_alone() -> None:
                     jax.tree.leaves(before[1:]), jax.tree.leaves(after[1:]), strict=True
                 )
             ]
-            assert all(same) if skipped[-1] else not any(same[:10])
+            assert all(same) if skipped[-1] else not any(same)
             assert after.step == before.step + 1
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
         before = after
