@@ -152,7 +152,7 @@ def test_sampling_has_no_collectives(model, count: int) -> None:
 
 
 class Normed(Network):
-    """Convolutions with BatchNorm after each."""
+    """Two convolutions, with BatchNorm after each."""
 
     @nn.compact
     def __call__(self, x, t, context=None, train=False):

@@ -72,7 +72,7 @@ def test_either_way_of_mapping_gives_the_same_bits(model, drawn, shard_map) -> N
     np.testing.assert_array_equal(draw(model), drawn, strict=True)
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 4), (1, 3), (2, 2), (8, 8)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (8, 8)])
 def test_the_noise_of_an_image_is_the_same_everywhere(devices: int, batch_size: int) -> None:
     model = untrained()
     start = draw(model, 11, 1, rows=0)

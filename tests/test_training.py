@@ -22,6 +22,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (N, 8, 8, 3)).astype(np.uint8)
 LABELS = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, N)]
 LENGTH = Length(N, BATCH, SMALL.epochs)
+POWER = TINY.override(ema="power:snapshots=4")
 
 
 class Trained(NamedTuple):
@@ -52,7 +53,7 @@ def distance(a, b) -> float:
 
 @pytest.fixture(scope="module")
 def on_one_device() -> Trained:
-    return trained(SMALL)
+    return trained(POWER)
 
 
 @pytest.mark.parametrize(("devices", "mapper"), [(2, None), (8, "shard_map")])
@@ -63,7 +64,7 @@ def test_devices_change_nothing_but_rounding(on_one_device, devices, mapper, req
     """
     if mapper is not None:
         request.getfixturevalue(mapper)
-    found = trained(SMALL, devices)
+    found = trained(POWER, devices)
     assert np.allclose(found.losses, on_one_device.losses, rtol=1e-4)
     first, of_one = found.states[1], on_one_device.states[1]
     moments = [
@@ -77,9 +78,9 @@ def test_devices_change_nothing_but_rounding(on_one_device, devices, mapper, req
 
 
 def test_chunks_and_resuming_change_no_bit(on_one_device) -> None:
-    whole = trained(SMALL, seconds=9.0)
+    whole = trained(POWER, seconds=9.0)
     assert whole.losses == on_one_device.losses
-    resumed = trained(SMALL, seconds=9.0, state=on_one_device.states[4])
+    resumed = trained(POWER, seconds=9.0, state=on_one_device.states[4])
     for found in (whole, resumed):
         last = found.states[-1], on_one_device.states[-1]
         assert all(map(np.array_equal, *map(jax.tree.leaves, last)))
@@ -119,19 +120,21 @@ def test_loss_by_hand(changes: dict) -> None:
     snr = alpha**2 / sigma**2
     weight = np.minimum(snr, 5) / snr if changes else np.ones(BATCH)
     assert np.any(weight < 1) == bool(changes)
-    output = task.network.apply(
-        {"params": state.params},
+    output, _ = task.network.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
         jnp.asarray(np.stack(x) / size[:, None, None, None], jnp.float32),
         jnp.asarray(t, jnp.float32) / schedule.steps,
         jnp.asarray(np.stack(context)),
+        train=True,
+        mutable=["batch_stats"],
     )
     error = np.mean((np.asarray(output) - np.stack(eps)) ** 2, axis=(1, 2, 3))
     assert scalars["loss"] == pytest.approx(np.mean(weight * error), rel=1e-4)
 
 
-def averaged(states: list[TrainState], name: str, decay: Callable[[int], float]) -> np.ndarray:
+def averaged(states: list[TrainState], decay: Callable[[int], float]) -> np.ndarray:
     """Compute mean <- decay mean + (1 - decay) kernel over the states, in float64."""
-    values = [np.float64(state.params[name]["kernel"]) for state in states]
+    values = [np.float64(state.params["Conv_0"]["kernel"]) for state in states]
     mean = values[0]
     for step, new in enumerate(values[1:]):
         mean = decay(step) * mean + (1 - decay(step)) * new
@@ -145,7 +148,7 @@ def averaged(states: list[TrainState], name: str, decay: Callable[[int], float])
 def test_averages_by_hand(ema: str, decay: Callable[[int], float]) -> None:
     states = trained(TINY.override(ema=ema)).states
     found = states[-1].ema["params"]["Conv_0"]["kernel"]
-    np.testing.assert_allclose(found, averaged(states, "Conv_0", decay), atol=1e-6)
+    np.testing.assert_allclose(found, averaged(states, decay), atol=1e-6)
     assert (distance(states[-1].ema["params"], states[-1].params) > 0) == (ema != "none")
 
 
@@ -153,8 +156,8 @@ def test_power_averages_by_hand(on_one_device) -> None:
     """Use the paper's gammas of sigma_rel = 0.05 and 0.1, and decays (1 - 1 / t)^(gamma + 1)."""
     states = on_one_device.states
     for gamma, average in zip((16.97, 6.94), states[-1].averages, strict=True):
-        mean = averaged(states, "out_0", lambda i, g=gamma: (1 - 1 / (i + 1)) ** (g + 1))
-        assert np.allclose(average["params"]["out_0"]["kernel"], mean, atol=1e-5)
+        mean = averaged(states, lambda i, g=gamma: (1 - 1 / (i + 1)) ** (g + 1))
+        assert np.allclose(average["params"]["Conv_0"]["kernel"], mean, atol=1e-5)
     assert distance(states[-1].ema, states[-1].averages[1]) == 0
     assert distance(*states[-1].averages) > 0
 
@@ -166,10 +169,13 @@ def test_a_state_without_averages_omits_their_key(on_one_device) -> None:
 
 
 def test_a_handful_of_images_is_learned() -> None:
-    """Train on three plain colours. The loss must halve within 120 steps."""
+    """Train on three plain colours. The loss must halve within 120 steps.
+
+    The program is that of test_apps.py, for two devices.
+    """
     config = SMALL.override(optimizer="adam:1e-2:decay=constant", epochs=48)
     colours = np.zeros_like(IMAGES) + np.eye(3, dtype=np.uint8)[np.arange(N) % 3, None, None] * 255
-    losses = trained(config, images=colours, seconds=5.0).losses
+    losses = trained(config, 2, images=colours, seconds=5.0).losses
     assert len(losses) == 120
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
 
