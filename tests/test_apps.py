@@ -681,10 +681,10 @@ def test_bad_input_is_one_line_and_the_exit_code_2(name: str, given: list, line:
     assert done.stderr.count("\n") == 1 == done.stderr.count("error")
 
 
-def test_compilations_are_kept_where_the_variable_of_jax_says(runs, tmp_path, monkeypatch) -> None:
+def test_compilations_are_kept_where_the_variable_of_jax_says(tmp_path, monkeypatch) -> None:
     kept = tmp_path / "kept"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept))
-    flags = (f"--run={runs}/course", f"--out={tmp_path}/out", "--sampler=ddim:1", "--n=3")
+    flags = (f"--out={tmp_path}/out", "--sampler=ddim:1", "--n=3")
     before: set[str] = set()
     for _ in range(2):
         ((code, out),) = finish(start("sample", *flags, "--frames=none", devices=1))
