@@ -684,7 +684,7 @@ def test_bad_input_is_one_line_and_the_exit_code_2(name: str, given: list, line:
 def test_compilations_are_kept_where_the_variable_of_jax_says(tmp_path, monkeypatch) -> None:
     kept = tmp_path / "kept"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(kept))
-    flags = (f"--out={tmp_path}/out", "--sampler=ddim:1", "--n=3")
+    flags = (f"--out={tmp_path}/out", "--sampler=ddim:1", "--n=5")
     before: set[str] = set()
     for _ in range(2):
         ((code, out),) = finish(start("sample", *flags, "--frames=none", devices=1))

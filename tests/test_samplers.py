@@ -79,7 +79,7 @@ def relative_error(ours, theirs) -> float:
 
 
 @pytest.mark.parametrize("name", ["course", "linear"])
-def test_ddpm_500_is_the_notes_loop(name: str, start, keys) -> None:
+def test_ddpm_500_is_the_courses_loop(name: str, start, keys) -> None:
     schedule = schedules.build(f"{name}:steps={T}")
 
     def noise(row: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_ddpm_500_is_the_notes_loop(name: str, start, keys) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 5, 20, 25, 100, 500])
-def test_ddim_is_the_notes_loop(n: int, start, keys) -> None:
+def test_ddim_is_the_courses_loop(n: int, start, keys) -> None:
     schedule = schedules.course(T)
     ours = sample(ddim(schedule, grids.course(schedule, n)), start, keys)
     assert relative_error(ours, numpy_ddim(schedule, np.float64(start), n)) < 1e-5

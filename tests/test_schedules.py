@@ -9,7 +9,7 @@ from diffusion_jax.diffusion.schedules import SCHEDULES
 from diffusion_jax.typing import InputError
 
 
-def test_notes_table_is_the_notes_own() -> None:
+def test_the_table_is_the_courses_own() -> None:
     """Expect the bits of the course's PyTorch code, run in float64."""
     b = (0.02 - 1e-4) * np.linspace(0, 1, 501) + 1e-4
     ab = np.exp(np.cumsum(np.log(1 - b)))
@@ -75,7 +75,7 @@ def test_levels_fall_with_time() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20, 25, 50, 100, 250, 500])
-def test_notes_grid_is_the_notes_loop(n: int) -> None:
+def test_the_grid_is_the_courses_loop(n: int) -> None:
     step_size = 500 // n
     visited = list(range(500, 0, -step_size))
     assert grids.course(schedules.course(500), n).t.tolist() == [*visited, 0]
