@@ -18,10 +18,11 @@ APPS = (
 
 def main() -> None:
     """Run the app that the first argument names, with the arguments after it."""
-    if len(sys.argv) < 2 or sys.argv[1] not in APPS:
-        sys.exit(f"usage: diffusion-jax APP [flags], where APP is one of {', '.join(APPS)}")
+    app = sys.argv[1] if sys.argv[1:] else ""
+    if app not in APPS:
+        sys.exit(f"diffusion-jax APP [flags]: APP={app!r}: APP is one of {', '.join(APPS)}")
     del sys.argv[0]
-    runpy.run_module(f"experiments.{sys.argv[0]}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"experiments.{app}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

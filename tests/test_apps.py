@@ -21,6 +21,7 @@ from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import checkpoints, load_config, load_model, overview, save_model
 from diffusion_jax.sampling import draw, sample
 from diffusion_jax.typing import InputError
+from experiments.__main__ import APPS
 from tests.apps import call, said
 from tests.models import TINY
 from tests.processes import finish, run_app, start
@@ -119,12 +120,7 @@ def drawn(run, folder) -> np.ndarray:
     return sampled(run, folder / "drawn")
 
 
-APPS = [
-    p.stem for p in (ROOT / "experiments").glob("*.py") if '__name__ == "__main__"' in p.read_text()
-]
-
-
-@pytest.mark.parametrize("name", sorted(APPS))
+@pytest.mark.parametrize("name", APPS)
 def test_every_app_explains_itself(name: str) -> None:
     """Expect all flags in the help, and at most 25 flags in train and sample."""
     done = run_app(f"experiments.{name}", "--help")
