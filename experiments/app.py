@@ -238,7 +238,7 @@ def _guarded(main: Callable[[Args], None], argv: Sequence[str]) -> None:
         if not values["verbosity"].present:
             logging.set_verbosity(logging.FATAL)  # orbax reports each of its steps
         warnings.showwarning = _show(warnings.showwarning)
-        sys.unraisablehook = _raise_no_late_writes(sys.unraisablehook)
+        sys.unraisablehook = _without_orbax(sys.unraisablehook)
         jax.config.update("jax_enable_x64", False)  # JAX_ENABLE_X64 changes results
         parallel.use_cpu_cores(args.cpu_devices)
         _use_cache()
@@ -334,11 +334,16 @@ def _show(others: Callable) -> Callable:
     return show
 
 
-def _raise_no_late_writes(others: Callable) -> Callable:
-    """Return a hook that hides errors of orbax's writers after a failed save, and shows others."""
+def _without_orbax(others: Callable) -> Callable:
+    """Return a hook that hides what a failed save or restore of orbax leaves, and shows others.
+
+    The failure itself was raised before.
+    """
 
     def show(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        left = code is not None and "orbax" in Path(code.co_filename).parts
+        if not left and str(unraisable.exc_value) != "Event loop is closed":
             others(unraisable)
 
     return show

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from diffusion_jax.networks import export_state_dict, write_state_dict
 from diffusion_jax.runs import checkpoints, load_config, load_model, overview, save_model
 from diffusion_jax.sampling import draw, sample
 from diffusion_jax.typing import InputError
+from experiments import app
 from experiments.__main__ import APPS
 from tests.apps import call, said
 from tests.models import TINY
@@ -726,3 +728,15 @@ def test_a_report_of_many_classes_shows_some(runs, model) -> None:
     said_of = overview.summary([], many)["classes"]
     assert said_of == "300, of which the first 16 are shown"
     assert "classes" not in overview.summary([], model)
+
+
+@pytest.mark.parametrize(("file", "shown"), [("/lib/orbax/reader.py", 0), ("/mine/reader.py", 1)])
+def test_what_orbax_leaves_after_a_failure_is_not_shown(file: str, shown: int) -> None:
+    """Close a coroutine of a file, as orbax's are after a failed restore."""
+    scope: dict = {}
+    exec(compile("async def read(): pass", file, "exec"), scope)
+    (left := scope["read"]()).close()
+    seen: list = []
+    hook = app._without_orbax(seen.append)
+    hook(SimpleNamespace(object=left, exc_value=Exception("Encountered error")))
+    assert len(seen) == shown
