@@ -48,8 +48,8 @@ app.SHOWN["schedule"] = (schedules.SCHEDULES, ())
 flags.DEFINE_string(
     "grid",
     None,
-    "which levels the steps visit; by default uniform_logsnr:to_zero=false, or trailing where the "
-    "schedule ends in noise alone",
+    "the levels that the steps visit; by default uniform_logsnr:to_zero=false, or trailing if the "
+    "schedule ends in pure noise",
 )
 flags.DEFINE_list("mean", ["0.0", "0.5"], "the means of the data's coordinates")
 flags.DEFINE_list("deviation", ["0.1", "0.5"], "their standard deviations")

@@ -67,7 +67,9 @@ def main(args: Args) -> None:
         print(f"{WAYS[way]}: {about}", flush=True)
     settings = {name: getattr(args, name) for name in ("run", "step", "n", "probes", "seed")}
     record = {
-        "bits per dimension": {way: value._asdict() for way, value in found.items()},
+        "bits per dimension": {
+            way: {"value": bits.value, "error": bits.error} for way, bits in found.items()
+        },
         "images": real.origin,
         "settings": settings,
     }

@@ -24,7 +24,7 @@ from diffusion_jax.typing import require
 CLASS_NAMES = ("hero", "non-hero", "food", "spell", "side-facing")
 PUBLISHED_FREQUENCIES = (8000.0, 32400.0, 6000.0, 35000.0, 8000.0)  # the course's
 HELD_OUT = 2**40  # added to the seed of sets that no training draws
-LARGEST = 10**7  # images in a data set: 8 GB
+MOST_IMAGES = 10**7  # images in a data set: 8 GB
 SIZE = 16
 SLOTS = "kwshmgolrabc"
 UNTINTED = "kw"
@@ -174,11 +174,11 @@ def sprites(
 
     Return images (n, 16, 16, 3) uint8 in 0..255 and labels (n, 5) float32, one-hot, with
     classes drawn in proportion to `frequencies`.
-    Raise InputError unless n is in 1 .. LARGEST, the seed in 0 .. 2^64 - 1, and frequencies are
+    Raise InputError unless n is in 1 .. MOST_IMAGES, the seed in 0 .. 2^64 - 1, and frequencies are
     five numbers from 0 up, not all 0, with a finite sum.
     """
-    fits = isinstance(n, int | np.integer) and 1 <= n <= LARGEST
-    require(fits, f"n={n!r}: it must be a whole number in 1..{LARGEST}")
+    fits = isinstance(n, int | np.integer) and 1 <= n <= MOST_IMAGES
+    require(fits, f"n={n!r}: it must be a whole number in 1..{MOST_IMAGES}")
     check_seed(seed)
     with np.errstate(over="ignore"):
         total = np.cumsum(np.asarray(frequencies, np.float64))

@@ -12,7 +12,7 @@ from diffusion_jax.diffusion.schedules import NoiseSchedule, noise_ratio
 from diffusion_jax.files import open_file
 from diffusion_jax.typing import InputError, Level, require
 
-LARGEST = 2**20  # bytes of a file of levels
+MOST_BYTES = 2**20  # bytes of a file of levels
 GIVE = "grid=levels: give one of t=T1,T2,..., sigma=S1,S2,... and path=FILE"
 
 
@@ -131,7 +131,7 @@ def read_levels(
     if path is not None:
         try:
             with open_file(path) as file:
-                words = file.read(LARGEST).decode(errors="replace").replace(",", " ").split()
+                words = file.read(MOST_BYTES).decode(errors="replace").replace(",", " ").split()
             given = [float(word) for word in words]
         except (OSError, ValueError) as error:
             raise InputError(f"path={path}: it must hold numbers, such as 14.6: {error}") from None

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.typing import InputError, Variables, require
 
-LARGEST = 4096  # the limit of every count: larger networks do not fit in memory
+MOST = 4096  # the limit of every count: larger networks do not fit in memory
 
 
 class Network(nn.Module):
@@ -81,9 +81,9 @@ class Network(nn.Module):
 
 
 def check_count(name: str, value: Any, multiple: int = 1, least: int = 1) -> None:
-    """Raise InputError unless value is a whole multiple of `multiple`, from `least` to LARGEST."""
-    if isinstance(value, int) and value > LARGEST:
-        raise InputError(f"{name}={value}: it must be at most {LARGEST}")
+    """Raise InputError unless value is a whole multiple of `multiple`, from `least` to MOST."""
+    if isinstance(value, int) and value > MOST:
+        raise InputError(f"{name}={value}: it must be at most {MOST}")
     fits = isinstance(value, int) and value % multiple == 0 and value >= least
     of = f"a multiple of {multiple}" if multiple > 1 else "an integer"
     require(fits, f"{name}={value!r}: give {of} from {max(multiple, least)} up")

@@ -14,7 +14,8 @@ from diffusion_jax.samplers.multistep import exponential_multistep, resolve_orde
 from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.typing import require
 
-CLEAR = 0.4, 0.3  # sigma / alpha: the noise is smaller than the spread of the data
+# sigma / alpha below which SA-Solver treats a step as large, and two long steps; found by trial.
+CLEAR = 0.4, 0.3
 
 
 def dpm_multistep(

@@ -18,7 +18,7 @@ from diffusion_jax.typing import InputError, require
 
 SCHEMA, VERSION = "diffusion_jax.sampler", 1
 MOST_REGISTERS = 64
-LARGEST = 2**27  # bytes of a file
+MOST_BYTES = 2**27  # bytes of a file
 DATA = Gaussian(np.array([0.0, 0.5]), np.array([0.1, 0.5]) ** 2)
 
 
@@ -44,7 +44,7 @@ def write(path: Path, tableau: Tableau, sampler: str, schedule: str) -> None:
 
 def read(path: Path) -> Tableau:
     """Return the tableau in a file. Raise InputError if it is damaged or of another version."""
-    found = read_json(path, LARGEST)
+    found = read_json(path, MOST_BYTES)
     known = isinstance(found, dict) and found.get("schema") == SCHEMA
     require(known, f'{path} is not a sampler file: it must be JSON with "schema": "{SCHEMA}"')
     version = f"{path} is of version {found.get('version')!r}: this library reads version {VERSION}"

@@ -251,11 +251,11 @@ def _check_guidance(
     guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     guiding.check_guidance(guide)
     if worse is not None:
-        _check_alike(model, worse)
+        _check_same_kind(model, worse)
     return Guidance(*map(np.float32, guide))
 
 
-def _check_alike(model: Model, worse: Model) -> None:
+def _check_same_kind(model: Model, worse: Model) -> None:
     """Raise InputError unless two models denoise the same images on the same forward process."""
     for name in ("image_shape", "n_cfeat"):
         ours, theirs = getattr(model.network, name), getattr(worse.network, name)
