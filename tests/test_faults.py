@@ -462,7 +462,7 @@ def test_kills_at_random_moments(start, tmp_path) -> None:
     run, rng, kills = tmp_path / "killed", random.Random(1), 0
     for _ in range(KILLS):
         with start(run) as process:
-            moment = time.monotonic() + rng.uniform(0.2, 1.1) * seconds
+            moment = time.monotonic() + rng.uniform(0.1, 0.8) * seconds
             while time.monotonic() < moment and process.poll() is None:
                 time.sleep(0.01)
             if process.poll() is None:

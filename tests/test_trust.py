@@ -299,6 +299,24 @@ def test_a_configuration_that_is_not_the_checkpoints_own_is_refused(run) -> None
     assert is_drawn(load_model(run).variables, 20)
 
 
+def test_a_checkpoint_whose_parts_orbax_did_not_merge_is_not_kept(run, monkeypatch) -> None:
+    """Refuse to list the checkpoint once, where orbax takes the refusal for an empty folder."""
+    real, refused = os.scandir, []
+
+    def scandir(path=".", *args):
+        if "/model" in str(path) and not refused:
+            refused.append(path)
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match="could not be written"):
+        checkpoints.save(run, 30, drawn(30))
+    assert refused
+    assert checkpoints.newest(run) == 20
+    assert is_drawn(load_model(run).variables, 20)
+
+
 def full(*args, **kwargs):
     raise OSError(28, "No space left on device")
 

@@ -82,6 +82,8 @@ def _write(folder: Path, items: dict[str, Any], files: Iterable[Path] = ()) -> N
             for name, tree in items.items():
                 writer.save(partial / name, args=ocp.args.StandardSave(tree))
         if parallel.is_first():
+            for name in items:
+                _check_merged(partial / name)
             for file in files:
                 shutil.copyfile(file, partial / file.name)
             manifests.seal(partial)
@@ -92,6 +94,16 @@ def _write(folder: Path, items: dict[str, Any], files: Iterable[Path] = ()) -> N
         message = f"the checkpoint could not be written: {reason}"
         raise OSError(number, message, str(folder)) from error
     parallel.wait_for_all()
+
+
+def _check_merged(item: Path) -> None:
+    """Raise OSError if orbax left a part of each process, but not the whole that it reads.
+
+    If it cannot list the folder, it skips merging the parts without an error.
+    """
+    names = os.listdir(item)
+    if any(name.startswith("ocdbt.process_") for name in names) and "manifest.ocdbt" not in names:
+        raise OSError(errno.EIO, "its parts were not merged", str(item))
 
 
 def _reason(error: Exception) -> tuple[int, str]:
