@@ -149,7 +149,7 @@ def read_fields(words: Sequence[Sequence[str]], what: str) -> dict[str, Any]:
 def output_folder(path: str | None, default: Path, name: str = "out") -> Path:
     """Return the folder that a flag names, or a default. Raise InputError if it is not writable."""
     folder = Path(path or default)
-    fits = not folder.exists() or folder.is_dir()
+    fits = not os.path.exists(folder) or folder.is_dir()
     require(fits, f"{name}={str(folder)!r} is a file: name a folder")
     check_writable(folder, name)
     return folder

@@ -473,6 +473,7 @@ REFUSED = {
         ("--run={}/run", "--seed=1", "--schedule=cosine"): r"schedule: course.*; seed: 0 -> 1",
         ("--run={}",): r"run='.*' exists and is not a run: name another folder",
         ("--run=/proc/new/run",): r"run='/proc/new/run' cannot be written: /proc: ",
+        (f"--run={'x' * 300}",): r"run='x+' cannot be written: .*: File name too long",
         ("--run={}/text.npy",): r"run='.*text\.npy' exists and is not a run",
         ("--run={}/broken",): r"broken/config\.json is not JSON",
     },

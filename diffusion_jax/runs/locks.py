@@ -21,14 +21,23 @@ def check_writable(folder: Path, name: str) -> None:
     Try it: permissions do not show what a mount or a server allows.
     """
     place = folder.absolute()
-    while not os.path.lexists(place):
-        place = place.parent
     try:
+        while not _is_there(place):
+            place = place.parent
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         reason = f"{place}: {error.strerror}"
         raise InputError(f"{name}={str(folder)!r} cannot be written: {reason}") from None
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether a path exists. Raise OSError if the system does not accept or show it."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A run folder as what it holds: a configuration and a trained model."""
 
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -108,8 +109,8 @@ def save_model(run: str | Path, config: Config, variables: Variables) -> None:
 def check_new(run: str | Path) -> None:
     """Raise InputError unless a new run can be made in a folder."""
     run = Path(run)
-    folder = run.is_dir() or not run.exists()
+    folder = run.is_dir() or not os.path.exists(run)
     require(folder, f"run={str(run)!r} is not a folder: name a new one")
     check_writable(run, "run")
-    empty = not run.exists() or not any(run.iterdir())
+    empty = not os.path.exists(run) or not any(run.iterdir())
     require(empty, f"run={str(run)!r} is not empty: name a new folder")

@@ -1,6 +1,7 @@
 """Training that keeps its run whole: it resumes, logs, saves and stops in order."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -79,11 +80,11 @@ def checksum(config: Config) -> int:
 
 def check_folder(folder: Path, config: Config) -> None:
     """Raise InputError unless folder can be written, and is new or a run of this configuration."""
-    new = not folder.exists() or (
+    new = not os.path.exists(folder) or (
         folder.is_dir() and all(_is_of_a_start(path.name) for path in folder.iterdir())
     )
     for name in (checkpoints.STATE, checkpoints.AVERAGES, checkpoints.DAMAGED):
-        link = (folder / name).is_symlink()
+        link = os.path.islink(folder / name)
         require(not link, f"{folder / name} is a link: a run's own folders must be in it")
     known = new or (folder / checkpoints.CONFIG).is_file()
     require(known, f"run={str(folder)!r} exists and is not a run: name another folder")
