@@ -2,7 +2,7 @@
 
 from diffusion_jax import load_model, sample, samplers
 
-model = load_model("checkpoints/sprites")
+model = load_model()
 tableau = samplers.build("ddim", model.schedule, steps=25)
 images = sample(model, tableau, n=8, seed=0).images
 """

@@ -22,6 +22,7 @@ from diffusion_jax.diffusion.guidance import guide as parse_guidance
 from diffusion_jax.runs import load_model
 from diffusion_jax.runs.config import REGISTRIES, SUPPLIED, Config
 from diffusion_jax.runs.locks import check_writable
+from diffusion_jax.runs.models import SHIPPED
 from diffusion_jax.samplers import FILES, SAMPLERS
 from diffusion_jax.typing import InputError, RunWarning, require
 from experiments.presets import PRESETS
@@ -55,8 +56,12 @@ JOIN = (
     "number of processes and the number of this process; auto takes them from Slurm, Open MPI, "
     "Kubernetes or the TPU pod"
 )
+RUN = (
+    "the run folder; by default the model of this project, which is found from any folder, and "
+    "whose results go to this path in the current one"
+)
 SHARED: dict[str, tuple[type, Any, str]] = {  # flags of several apps
-    "run": (str, "checkpoints/sprites", "the run folder; by default the model of this project"),
+    "run": (str, str(SHIPPED), RUN),
     "step": (int, None, "the training step of the checkpoint; by default the newest"),
     "sampler": (str, "sa_solver:10", "the sampler and its options, such as ddim:25"),
     "guidance": (str, None, "the scale of guidance, such as 2, or a kind of it and its options"),

@@ -184,13 +184,12 @@ def test_missing_files_are_named_and_missing_folders_are_made(tmp_path):
         write_state_dict(path / "x.safetensors", {"a": np.float32([1])})
 
 
-@pytest.mark.parametrize(("suffix", "name"), [(".pth", "torch"), (".safetensors", "safetensors")])
-def test_a_missing_library_is_named(suffix, name, tmp_path, monkeypatch):
-    for module in [name, *(m for m in sys.modules if m.startswith(f"{name}."))]:
+def test_a_missing_pytorch_is_named(tmp_path, monkeypatch):
+    for module in ["torch", *(m for m in sys.modules if m.startswith("torch."))]:
         monkeypatch.setitem(sys.modules, module, None)
-    path = tmp_path / f"weights{suffix}"
+    path = tmp_path / "weights.pth"
     path.write_bytes(b"")
-    hint = rf"{name} is not installed: pip install '\.\[torch\]'"
+    hint = r"torch is not installed: pip install '\.\[torch\]'"
     with pytest.raises(InputError, match=hint):
         read_state_dict(path)
     with pytest.raises(InputError, match=hint):

@@ -13,6 +13,7 @@ import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from diffusion_jax.files import HEAD, UNKNOWN, explain, sniff, write_atomically
 from diffusion_jax.typing import InputError, Variables, import_extra, require
@@ -213,13 +214,13 @@ def decode_safetensors(data: bytes) -> StateDict:
     """Decode the bytes of a safetensors file. Unlike safetensors.numpy, it supports bfloat16."""
     return {
         name: np.frombuffer(value["data"], KINDS[value["dtype"]]).reshape(value["shape"])
-        for name, value in import_extra("safetensors", "torch").deserialize(data)
+        for name, value in safetensors.deserialize(data)
     }
 
 
 def encode_safetensors(state_dict: StateDict) -> bytes:
     """Encode tensors as a safetensors file."""
-    return import_extra("safetensors.numpy", "torch").save(state_dict)
+    return safetensors.numpy.save(state_dict)
 
 
 CODECS = {

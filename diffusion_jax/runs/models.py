@@ -23,19 +23,30 @@ from diffusion_jax.training import averages
 from diffusion_jax.training.averages import Profile
 from diffusion_jax.typing import Variables, require
 
+SHIPPED = Path("checkpoints/sprites")  # the model that comes with the project
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout, or site-packages
 
-def load_model(run: str | Path, step: int | None = None) -> Model:
+
+def load_model(run: str | Path = SHIPPED, step: int | None = None) -> Model:
     """Return the model of a run folder: of its newest checkpoint, or of one step.
 
+    run: by default the model that comes with the project, which any folder can load by this name.
     A run without context has no class_names.
     Raise InputError if run is not a run folder, or has no such checkpoint.
     """
-    run = Path(run)
+    run = find_run(run)
     config = load_config(run)
     network = config.build_network()
     here = parallel.replicate(0, parallel.first_devices(1)).sharding
     shapes = checkpoints.template(variable_shapes(network), here)
     return model_of(config, network, checkpoints.restore_model(run, shapes, step))
+
+
+def find_run(run: str | Path) -> Path:
+    """Return where a run is read: that of SHIPPED beside this package, unless it is a run here."""
+    run = Path(run)
+    here = run != SHIPPED or os.path.lexists(run / checkpoints.CONFIG)
+    return run if here else ROOT / SHIPPED
 
 
 def untrained(config: Config) -> Model:
@@ -65,7 +76,7 @@ def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> R
     step: that of a snapshot; the newest by default. Sums are formed in float64.
     Raise InputError if the run has no snapshots, or if sigma_rel is invalid.
     """
-    run = Path(run)
+    run = find_run(run)
     averages.power_of(sigma_rel)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = checkpoints.template(variable_shapes(load_config(run).build_network()), here)
@@ -87,6 +98,7 @@ def reconstruct(run: str | Path, sigma_rel: float, step: int | None = None) -> R
 
 def load_config(run: Path) -> Config:
     """Return a run folder's configuration. Raise InputError if this version cannot read it."""
+    run = find_run(run)
     return Config.from_dict(checkpoints.read_config(run), str(run / checkpoints.CONFIG))
 
 
