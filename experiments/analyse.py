@@ -24,11 +24,11 @@ from diffusion_jax import samplers
 from diffusion_jax.data import DATA, load
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.evaluation import identity
 from diffusion_jax.files import write_atomically
 from diffusion_jax.runs.locks import check_writable
-from diffusion_jax.samplers import SAMPLERS, analysis
-from diffusion_jax.samplers.analysis import Gaussian
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.tableau import analysis, identity
+from diffusion_jax.tableau.analysis import Gaussian
 from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, numbers

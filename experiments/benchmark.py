@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from diffusion_jax import parallel, samplers, timing
+from diffusion_jax import parallel, samplers
 from diffusion_jax.evaluation import Estimate
 from diffusion_jax.evaluation.sweep import Point
 from diffusion_jax.files import write_atomically
@@ -34,9 +34,8 @@ from diffusion_jax.runs import environment, load_config, load_model, untrained
 from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.spec import choose
-from diffusion_jax.timing import Group, hardware
 from diffusion_jax.typing import require
-from experiments import app, tables
+from experiments import app, hardware, tables, timing
 from experiments.app import Args, describe, numbers
 from experiments.measure import (
     Bare,
@@ -47,6 +46,7 @@ from experiments.measure import (
     program_row,
     solver_errors,
 )
+from experiments.timing import Group
 
 OURS, BARE = "diffusion_jax", "bare passes"
 PASSES = 10  # bare forward passes in a run

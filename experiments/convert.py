@@ -23,8 +23,8 @@ from diffusion_jax.data import default_class_names
 from diffusion_jax.networks import torch_weights, variable_shapes
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.runs import check_new, load_config, load_model, reconstruct, save_model
-from diffusion_jax.samplers import interchange
 from diffusion_jax.sampling import exporting
+from diffusion_jax.tableau import interchange
 from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args

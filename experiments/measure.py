@@ -12,11 +12,11 @@ from diffusion_jax import parallel, samplers, training
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks.precisions import computing_in, products_in
 from diffusion_jax.runs.config import Config
-from diffusion_jax.samplers.tableau import XI, Tableau
 from diffusion_jax.sampling import sample
-from diffusion_jax.timing import hardware
+from diffusion_jax.tableau import XI, Tableau
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
+from experiments import hardware
 
 Record = dict[str, Any]
 STATES = 8  # batches that sampling holds beside a pass: the state, a prediction, registers

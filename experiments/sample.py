@@ -31,10 +31,10 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.sampling.draw import images_at_once
-from diffusion_jax.timing import process_seconds
 from diffusion_jax.typing import require
 from experiments import app
 from experiments.app import Args, describe, say
+from experiments.timing import process_seconds
 
 MOST = 1_000_000  # the most images of one call
 SHOWN = 256  # the most images in a picture

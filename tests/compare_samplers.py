@@ -24,10 +24,10 @@ from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.guidance import network_denoiser
 from diffusion_jax.diffusion.predictions import build
-from diffusion_jax.samplers import Tableau, analysis, coefficients
+from diffusion_jax.samplers import Tableau, coefficients
 from diffusion_jax.samplers.adams import EVEN
 from diffusion_jax.samplers.multistep import exponential_multistep, step_orders
-from diffusion_jax.samplers.tableau import XI, Row, pad, symbols, tabulate, to_float32
+from diffusion_jax.tableau import XI, Row, analysis, pad, symbols, tabulate, to_float32
 from diffusion_jax.typing import Level, Prediction
 from tests import test_authors, test_identity, test_sampler_orders
 

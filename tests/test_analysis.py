@@ -6,8 +6,9 @@ from scipy import linalg
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.samplers import SAMPLERS, analysis
-from diffusion_jax.samplers.analysis import Gaussian
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.tableau import analysis
+from diffusion_jax.tableau.analysis import Gaussian
 from diffusion_jax.typing import Level
 from tests.interpreter import interpret
 

@@ -20,7 +20,7 @@ import pytest
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.samplers import adams, coefficients
-from diffusion_jax.samplers.tableau import for_cfg_pp
+from diffusion_jax.tableau import for_cfg_pp
 from tests.interpreter import interpret, mixture
 
 FIXTURE = json.loads((Path(__file__).parent / "fixtures" / "authors.json").read_text())

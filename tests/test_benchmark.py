@@ -13,17 +13,16 @@ import pytest
 from absl import flags
 from jax import lax
 
-from diffusion_jax import samplers, timing, training
+from diffusion_jax import samplers, training
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import Network
 from diffusion_jax.networks.layers import BatchNorm, Conv
 from diffusion_jax.networks.precisions import PRECISIONS
 from diffusion_jax.parallel import AXIS, data_parallel
 from diffusion_jax.runs import save_model
-from diffusion_jax.timing import hardware
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
-from experiments import measure
+from experiments import hardware, measure, timing
 from experiments.measure import Bare, Setting
 from tests import apps
 from tests.models import SMALL, TINY, untrained

@@ -7,9 +7,8 @@ import pytest
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.guidance import Guidance
-from diffusion_jax.samplers import analysis
-from diffusion_jax.samplers.tableau import XI
 from diffusion_jax.sampling import Start, editing, initial_noise, sample
+from diffusion_jax.tableau import XI, analysis
 from diffusion_jax.typing import InputError
 from tests.interpreter import interpret, mixture
 

@@ -44,7 +44,8 @@ from diffusion_jax.runs import checkpoints, load_config, metrics
 from diffusion_jax.runs.config import REGISTRIES, SUPPLIED, Config
 from diffusion_jax.runs.overview import versions
 from diffusion_jax.runs.trainer import check_folder
-from diffusion_jax.samplers import SAMPLERS, interchange
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.tableau import interchange
 from diffusion_jax.typing import InputError, RunWarning
 from experiments.app import _use_cache
 from experiments.terminal import outputs

@@ -7,8 +7,8 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.evaluation.identity import ABOVE, EQUAL, LAST, canonical, group, is_same
-from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
+from diffusion_jax.tableau import Row, Tableau, symbols, tabulate
+from diffusion_jax.tableau.identity import ABOVE, EQUAL, LAST, canonical, group, is_same
 from tests.interpreter import interpret, mixture
 
 LINEAR = "linear:steps=1000"

@@ -10,8 +10,8 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.samplers import SAMPLERS, interchange
-from diffusion_jax.samplers.tableau import XI
+from diffusion_jax.samplers import SAMPLERS
+from diffusion_jax.tableau import XI, interchange
 from diffusion_jax.typing import InputError
 from tests.apps import call
 from tests.interpreter import interpret, mixture

@@ -7,8 +7,8 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion.guidance import Model
-from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.sampling import sample
+from diffusion_jax.tableau.solve import INITIAL
 from tests.models import SMALL, untrained
 
 torch = pytest.importorskip("torch")

@@ -15,8 +15,8 @@ from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.networks import import_state_dict
 from diffusion_jax.runs import untrained
 from diffusion_jax.runs.config import Config
-from diffusion_jax.samplers.solve import INITIAL
 from diffusion_jax.sampling import sample
+from diffusion_jax.tableau.solve import INITIAL
 
 torch = pytest.importorskip("torch")
 reference_torch = pytest.importorskip("experiments.peers.context_unet")

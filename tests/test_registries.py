@@ -15,8 +15,8 @@ from diffusion_jax.networks.layers import Conv
 from diffusion_jax.runs import Config, load_model, metrics
 from diffusion_jax.runs.config import REGISTRIES, SUPPLIED
 from diffusion_jax.runs.trainer import train_run
-from diffusion_jax.samplers.tableau import one_row_a_step
 from diffusion_jax.sampling import sample
+from diffusion_jax.tableau import one_row_a_step
 from diffusion_jax.training import augmentation, averages, optimizers
 from diffusion_jax.training.averages import Average
 

@@ -5,11 +5,11 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.evaluation.identity import canonical, is_same
-from diffusion_jax.samplers import SAMPLERS, Tableau, analysis
+from diffusion_jax.samplers import SAMPLERS, Tableau
 from diffusion_jax.samplers.coefficients import exponential_moments, phi
-from diffusion_jax.samplers.tableau import XI, check, for_cfg_pp
 from diffusion_jax.sampling.draw import REGISTERS
+from diffusion_jax.tableau import XI, analysis, check, for_cfg_pp
+from diffusion_jax.tableau.identity import canonical, is_same
 from diffusion_jax.typing import InputError, RunWarning
 from tests.interpreter import interpret, mixture
 

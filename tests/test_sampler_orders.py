@@ -15,7 +15,8 @@ import pytest
 
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
-from diffusion_jax.samplers import analysis, coefficients
+from diffusion_jax.samplers import coefficients
+from diffusion_jax.tableau import analysis
 from tests.interpreter import interpret, mixture
 
 SCHEDULE = schedules.linear(10_000)

@@ -12,7 +12,7 @@ from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.diffusion.guidance import network_denoiser
 from diffusion_jax.diffusion.predictions import PREDICTIONS
 from diffusion_jax.samplers import Tableau, ddim, ddpm, solve
-from diffusion_jax.samplers.tableau import check, pad, to_float32
+from diffusion_jax.tableau import check, pad, to_float32
 from diffusion_jax.typing import InputError
 
 T = 500

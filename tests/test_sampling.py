@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import samplers, timing
+from diffusion_jax import samplers
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.runs.config import Config
 from diffusion_jax.sampling import Samples, frame_rows, initial_noise, sample
 from diffusion_jax.sampling.draw import images_at_once
 from diffusion_jax.typing import InputError
+from experiments import timing
 
 
 @pytest.fixture(scope="module")

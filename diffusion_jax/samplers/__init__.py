@@ -9,9 +9,7 @@ from diffusion_jax import spec
 from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.grids import GRIDS, Grid, check, trailing
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers import interchange
 from diffusion_jax.samplers.adams import deis, gradient_estimation, pndm
-from diffusion_jax.samplers.analysis import warn_if_unstable
 from diffusion_jax.samplers.ddim import consistency, ddim
 from diffusion_jax.samplers.ddim import ddim_inversion as ddim_inversion
 from diffusion_jax.samplers.ddpm import ddpm
@@ -19,12 +17,13 @@ from diffusion_jax.samplers.exponential import dpm_multistep, dpmpp_3m_sde, sa_s
 from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.runge_kutta import etdrk, heunpp, res, runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
-from diffusion_jax.samplers.solve import row_noise as row_noise
-from diffusion_jax.samplers.solve import sample_keys as sample_keys
-from diffusion_jax.samplers.solve import solve as solve
 from diffusion_jax.samplers.stages import edm, heun, restart
-from diffusion_jax.samplers.tableau import Tableau
 from diffusion_jax.spec import Spec
+from diffusion_jax.tableau import Tableau, interchange
+from diffusion_jax.tableau.analysis import warn_if_unstable
+from diffusion_jax.tableau.solve import row_noise as row_noise
+from diffusion_jax.tableau.solve import sample_keys as sample_keys
+from diffusion_jax.tableau.solve import solve as solve
 from diffusion_jax.typing import require
 
 SAMPLERS: dict[str, Callable[..., Tableau]] = {

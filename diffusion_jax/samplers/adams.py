@@ -13,8 +13,8 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.coefficients import difference_weights
 from diffusion_jax.samplers.multistep import resolve_order
-from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.spec import choose
+from diffusion_jax.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.typing import require
 
 EVEN = ([-1 / 2], [-16 / 12, 5 / 12], [-59 / 24, 37 / 24, -9 / 24])  # weights of eps_k - eps

@@ -5,7 +5,7 @@ from numpy import ndarray
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
-from diffusion_jax.samplers.tableau import (
+from diffusion_jax.tableau import (
     Row,
     Tableau,
     check_rows,

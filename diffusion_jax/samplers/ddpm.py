@@ -7,8 +7,8 @@ from numpy import ndarray
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule, variance_preserving
-from diffusion_jax.samplers.tableau import Tableau, one_row_a_step
 from diffusion_jax.spec import choose
+from diffusion_jax.tableau import Tableau, one_row_a_step
 from diffusion_jax.typing import require
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.multistep import exponential_multistep, resolve_order, step_orders
-from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.tableau import Tableau
 from diffusion_jax.typing import require
 
 # sigma / alpha below which SA-Solver treats a step as large, and two long steps; found by trial.

@@ -9,7 +9,7 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.coefficients import difference_weights
 from diffusion_jax.samplers.multistep import multistep, resolve_order, step_orders
-from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.tableau import Tableau
 from diffusion_jax.typing import require
 
 

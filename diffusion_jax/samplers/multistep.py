@@ -16,7 +16,7 @@ from numpy import ndarray
 
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.samplers.coefficients import exponential_weights
-from diffusion_jax.samplers.tableau import Row, Tableau, symbols, tabulate
+from diffusion_jax.tableau import Row, Tableau, symbols, tabulate
 from diffusion_jax.typing import require
 
 

@@ -7,7 +7,7 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.coefficients import phi
 from diffusion_jax.samplers.singlestep import Weigh, single_steps
-from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.tableau import Tableau
 from diffusion_jax.typing import require
 
 CLASSICAL = {  # the places of the inner stages in a step, and the weights of f_1, f_2, ...

@@ -18,7 +18,7 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.schedules import NoiseSchedule, noise_ratio
 from diffusion_jax.samplers.coefficients import exponential_weights
 from diffusion_jax.samplers.ddim import ancestral_ratios
-from diffusion_jax.samplers.tableau import Row, Symbols, Tableau, symbols, tabulate
+from diffusion_jax.tableau import Row, Symbols, Tableau, symbols, tabulate
 from diffusion_jax.typing import Level, require
 
 Weigh = Callable[[ndarray], Sequence[Sequence[float]] | ndarray]  # kappa of the stages -> w_jk

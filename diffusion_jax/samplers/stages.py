@@ -15,7 +15,7 @@ from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers.ddim import ddim
 from diffusion_jax.samplers.runge_kutta import runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep
-from diffusion_jax.samplers.tableau import XI, Row, Tableau, check, check_rows, symbols, tabulate
+from diffusion_jax.tableau import XI, Row, Tableau, check, check_rows, symbols, tabulate
 from diffusion_jax.typing import Level, require
 
 

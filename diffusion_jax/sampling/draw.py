@@ -18,8 +18,8 @@ from diffusion_jax.diffusion.predictions import Parameterization
 from diffusion_jax.networks import Network
 from diffusion_jax.networks.precisions import computing_in, products_in
 from diffusion_jax.samplers import Tableau
-from diffusion_jax.samplers.solve import INITIAL
-from diffusion_jax.samplers.tableau import for_cfg_pp, pad, to_float32
+from diffusion_jax.tableau import for_cfg_pp, pad, to_float32
+from diffusion_jax.tableau.solve import INITIAL
 from diffusion_jax.typing import Context, Images, Scalar, Variables, check_seed, require
 
 ROWS = 8192  # tableaus are padded to a multiple of this: 1000 steps of any sampler fit

@@ -23,9 +23,9 @@ from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.samplers import Tableau, ddim, ddim_inversion
-from diffusion_jax.samplers.tableau import XI, check
 from diffusion_jax.sampling.draw import Start, initial_noise, sample
 from diffusion_jax.spec import Spec, choose
+from diffusion_jax.tableau import XI, check
 from diffusion_jax.typing import check_seed, require
 
 LONGEST = 100_000  # the most calls of the network on a walk or an inversion

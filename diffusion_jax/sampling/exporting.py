@@ -21,8 +21,8 @@ from diffusion_jax.diffusion.guidance import Guidance, Model, network_denoiser
 from diffusion_jax.files import write_atomically
 from diffusion_jax.networks.precisions import computing_in, products_in
 from diffusion_jax.samplers import Tableau
-from diffusion_jax.samplers.tableau import to_float32
 from diffusion_jax.sampling.draw import keys_and_noise
+from diffusion_jax.tableau import to_float32
 from diffusion_jax.typing import Context, Images, InputError, require
 
 PLATFORMS = ("cpu", "cuda")

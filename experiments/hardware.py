@@ -17,7 +17,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from diffusion_jax.networks.precisions import PRECISIONS, products_in
 from diffusion_jax.parallel import data_parallel, replicate, scatter
-from diffusion_jax.timing import counting, seconds_of
+from experiments.timing import counting, seconds_of
 
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 RUNS = 5  # runs for each peak; the fastest counts

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 from numpy import ndarray
 
-from diffusion_jax.samplers.tableau import XI, Tableau
+from diffusion_jax.tableau import XI, Tableau
 from diffusion_jax.typing import Level, RunWarning
 
 CLEAN = Level(0.0, 1.0, 0.0)

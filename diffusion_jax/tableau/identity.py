@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 from numpy import ndarray
 
-from diffusion_jax.samplers.tableau import Tableau
+from diffusion_jax.tableau import Tableau
 
 TOLERANCE = 1e-9  # the largest difference of equal coefficients
 LAST = "where the grid ends at clean data"

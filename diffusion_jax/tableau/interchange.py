@@ -12,8 +12,8 @@ import numpy as np
 
 from diffusion_jax.diffusion.schedules import NoiseSchedule
 from diffusion_jax.files import read_json, write_atomically
-from diffusion_jax.samplers.analysis import Gaussian, error
-from diffusion_jax.samplers.tableau import XI, Tableau, check, check_rows
+from diffusion_jax.tableau import XI, Tableau, check, check_rows
+from diffusion_jax.tableau.analysis import Gaussian, error
 from diffusion_jax.typing import InputError, require
 
 SCHEMA, VERSION = "diffusion_jax.sampler", 1

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from diffusion_jax.samplers.tableau import XI, Tableau
+from diffusion_jax.tableau import XI, Tableau
 from diffusion_jax.typing import Denoiser, Images, Level
 
 INITIAL = np.uint32(2**32 - 1)  # the "row" whose noise is the initial state
