@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from diffusion_jax.typing import InputError, require
 
 FilePath = str | os.PathLike[str]
-LARGEST_JSON = 2**20  # bytes
+MAX_JSON_BYTES = 2**20  # bytes
 HEAD = 512  # the number of first bytes that show the kind of a file
 UNKNOWN = "of an unknown kind"
 ADVICE = {  # what to do about some kinds of files, in every context
@@ -33,7 +33,7 @@ MAGIC = {
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
     b"BM": "a BMP image",
-    b"RIFF": "a WebP image or another RIFF file",
+    b"RIFF": "a WebP image or a different RIFF file",
     b"II*\0": "a TIFF image",
     b"MM\0*": "a TIFF image",
     b"\x89HDF": "an HDF5 file",
@@ -58,7 +58,7 @@ def open_file(path: FilePath) -> io.BufferedReader:
     raise InputError(f"{path} is not a file")
 
 
-def read_json(path: FilePath, most: int = LARGEST_JSON) -> Any:
+def read_json(path: FilePath, most: int = MAX_JSON_BYTES) -> Any:
     """Return the contents of a JSON file.
 
     Raise InputError if it is not JSON or is larger than `most` bytes, and the errors of open_file.

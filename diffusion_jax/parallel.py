@@ -77,7 +77,7 @@ def start_processes(text: str) -> None:
         for what in ("coordinator_address", "coordinator_bind_address"):  # by default it binds all
             given[what] = f"{host}:{port}"
         taken = number == 0 and _answers(host, port)
-        require(not taken, f"processes={text}: another program listens there")
+        require(not taken, f"processes={text}: a different program listens there")
     for what in ("heartbeat", "shutdown"):
         given[f"{what}_timeout_seconds"] = PATIENCE
     try:
@@ -114,10 +114,10 @@ def sharing_errors(checksum: Callable[[], int] | None = None) -> Iterator[None]:
         fault = str(error) or "InputError"
     except OSError as error:
         fault = f"{error.filename}: {error.strerror}"
-    sent = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
-    for number, row in enumerate(multihost_utils.process_allgather(sent)):
-        if said := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
-            raise InputError(said if said == fault else f"process {number}: {said}")
+    message = np.frombuffer(fault.encode()[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8)
+    for number, row in enumerate(multihost_utils.process_allgather(message)):
+        if sent := row.tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise InputError(sent if sent == fault else f"process {number}: {sent}")
     if checksum is not None:
         values = multihost_utils.process_allgather(np.uint32(checksum()))
         same = np.all(values == values[0])
@@ -165,7 +165,7 @@ def choose_devices(batch_size: int, count: int | None = None) -> list[jax.Device
     require(
         batch_size % count == 0,
         f"batch_size={batch_size} is not divisible by devices={count}: "
-        f"take {batch_size + -batch_size % count} images, or another number of devices",
+        f"take {batch_size + -batch_size % count} images, or a different number of devices",
     )
     return first_devices(count)
 

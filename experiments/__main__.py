@@ -20,7 +20,7 @@ def main() -> None:
     """Run the app that the first argument names, with the arguments after it."""
     app = sys.argv[1] if sys.argv[1:] else ""
     if app not in APPS:
-        sys.exit(f"diffusion-jax APP [flags]: APP={app!r}: APP is one of {', '.join(APPS)}")
+        sys.exit(f"diffusion-jax APP [flags]: APP={app!r}: choose from {', '.join(APPS)}")
     del sys.argv[0]
     runpy.run_module(f"experiments.{app}", run_name="__main__", alter_sys=True)
 

@@ -176,8 +176,8 @@ def guided(text: str, config: Config) -> dict[str, Any]:
         f"guidance={text}: this run was trained only with or only without context; "
         "guidance needs both, or --guidance=auto:run=RUN",
     )
-    worse = load_model(guide.run, guide.step) if guide.run else None
-    return {"guidance": guide.guidance, "worse": worse}
+    guide_model = load_model(guide.run, guide.step) if guide.run else None
+    return {"guidance": guide.guidance, "guide_model": guide_model}
 
 
 def variant(label: str, args: Args, *names: str) -> str:
@@ -277,7 +277,7 @@ def _run_job(main: Callable[[Args], None], args: Args) -> None:
             traceback.print_exc()
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         count = jax.process_count()
-        words = f"error: this process of {count} stops, because it failed or another one was lost"
+        words = f"error: this process of {count} stops, because it failed or lost a different one"
         print(f"{words}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # an orderly end would wait for the others
@@ -310,7 +310,7 @@ def _two_columns(head: str, text: str, indent: int = 24, width: int = 96) -> lis
 
 
 def _use_cache() -> None:
-    """Make JAX keep what it compiles in the user's cache folder, unless its variables say else."""
+    """Make JAX keep compiled programs in the user's cache, unless its variables name a folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         if os.path.isabs(caches):  # otherwise the user has no home

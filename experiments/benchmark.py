@@ -254,7 +254,7 @@ def estimate(groups: Sequence[Group], repeats: int, spent: float, budget: float 
 
 
 def rows_of(group: Group, seconds: Mapping[str, Any], peaks: Record) -> list[Record]:
-    """Return the row of each candidate. Ratios compare neighbouring runs."""
+    """Return the row of each candidate. Ratios are medians over neighbouring runs."""
     each = {name: runs / group.units[name] for name, runs in seconds.items()}
     first, rows = next(iter(each)), []
     for name, runs in seconds.items():

@@ -66,7 +66,7 @@ def main(args: Args) -> None:
 
 
 def choose_sampler(args: Args, edit: str, config: Config) -> Spec:
-    """Return the sampler: by default DDIM in 50 steps, or in 100 even in log-SNR for BACK."""
+    """Return the sampler; by default DDIM in 50 steps, or in 100 of equal log-SNR for BACK."""
     schedule = config.build_schedule()
     text = args.sampler or f"ddim:{min(50, schedule.steps)}"
     if not args.sampler and edit in BACK:

@@ -24,7 +24,7 @@ from absl import flags
 
 from diffusion_jax import evaluation, samplers
 from diffusion_jax.data import load_npy
-from diffusion_jax.evaluation import LEAST, MOST, Real, classifier
+from diffusion_jax.evaluation import LEAST, MOST, RealImages, classifier
 from diffusion_jax.files import read_json, write_atomically
 from diffusion_jax.runs import environment, load_config, load_model
 from diffusion_jax.runs.config import Config
@@ -97,7 +97,7 @@ def main(args: Args) -> None:
     print(f"written: {out / name}.json, {out / name}.html")
 
 
-def sample(args: Args, config: Config, real: Real, devices: Any) -> tuple[str, dict, Any]:
+def sample(args: Args, config: Config, real: RealImages, devices: Any) -> tuple[str, dict, Any]:
     """Return a name, the settings that determine the results, and a function that draws samples."""
     schedule = config.build_schedule()
     spec = samplers.parse(args.sampler, schedule)
@@ -111,7 +111,7 @@ def sample(args: Args, config: Config, real: Real, devices: Any) -> tuple[str, d
     return name, settings, lambda: draw(model, tableau, labels, n, devices, **options)
 
 
-def read(args: Args, config: Config, real: Real, devices: Any) -> tuple[str, dict, Any]:
+def read(args: Args, config: Config, real: RealImages, devices: Any) -> tuple[str, dict, Any]:
     """Return a name, the settings, and a function that gives the images of --samples in uint8."""
     images = load_npy(args.samples)
     evaluation.check_samples(images, config.image_shape, f"samples={args.samples}")
@@ -125,10 +125,12 @@ def check_name(path: Path, settings: dict[str, Any]) -> None:
     with suppress(OSError, InputError, LookupError, TypeError):
         stored = read_json(path)["settings"]
     same = stored is None or stored == json.loads(json.dumps(settings))
-    require(same, f"{path} holds results of other settings: give another --name, or remove it")
+    require(
+        same, f"{path} holds results of different settings: give a different --name, or remove it"
+    )
 
 
-def galleries(images: np.ndarray, labels: Any, real: Real, near: Any) -> list[Section]:
+def galleries(images: np.ndarray, labels: Any, real: RealImages, near: Any) -> list[Section]:
     """Return the samples by class, and the samples nearest to training images."""
     rows = {"samples": images[: 4 * EACH]}
     if labels is not None and classifier.has_classes(real.reference):

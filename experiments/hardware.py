@@ -31,7 +31,7 @@ class Peaks(NamedTuple):
 
 
 def peaks(devices: Sequence[jax.Device], dtype: str = "float32") -> Peaks:
-    """Measure both peaks by the fastest of RUNS runs on all devices. A product counts as 2 FLOP.
+    """Measure the peaks on all devices; the fastest of RUNS runs counts. A product is 2 FLOP.
 
     dtype: a name in precisions.PRECISIONS.
     """
@@ -129,7 +129,7 @@ def count_collectives(text: str) -> dict[str, int]:
 
 @contextmanager
 def empty_cache() -> Iterator[None]:
-    """Keep the programs that the body compiles in its own persistent cache, empty at first."""
+    """Give the body a persistent compilation cache of its own, which is empty at first."""
     settings: dict[str, Any] = {
         "jax_compilation_cache_dir": None,
         "jax_persistent_cache_min_compile_time_secs": 0.0,

@@ -28,7 +28,7 @@ from absl import flags
 from diffusion_jax import data, evaluation, samplers
 from diffusion_jax.data import Dataset
 from diffusion_jax.diffusion.guidance import Guidance, Model
-from diffusion_jax.evaluation import LEAST, MOST, Estimate, Real, classifier, draw_like, sweep
+from diffusion_jax.evaluation import LEAST, MOST, Estimate, RealImages, classifier, draw_like, sweep
 from diffusion_jax.evaluation.sweep import Case, Point, difference, digest, front
 from diffusion_jax.files import write_atomically
 from diffusion_jax.networks.precisions import PRECISIONS
@@ -63,7 +63,7 @@ TRAINED = (
 )
 app.define("preset", "run", "step", "devices", "cpu_devices")
 flags.DEFINE_string("samplers", None, WHICH)
-flags.DEFINE_list("guidances", ["1"], "the kinds of guidance to compare; 1 is no guidance")
+flags.DEFINE_list("guidances", ["1"], "the kinds of guidance to compare; 1 is without guidance")
 flags.DEFINE_string("recipes", None, TRAINED)
 flags.DEFINE_integer("n", 2000, f"samples of each case, {LEAST} to {MOST}", LEAST, MOST)
 flags.DEFINE_integer("real_n", 5000, f"images in each of two real sets, from {LEAST}", LEAST, MOST)
@@ -173,7 +173,7 @@ def plan(args: Args, config: Config) -> list[Method]:
 def plan_cases(
     model: Model,
     config: Config,
-    real: Real,
+    real: RealImages,
     params: Any,
     methods: Sequence[Method],
     n: int,
@@ -186,8 +186,8 @@ def plan_cases(
     evaluate = cache(partial(evaluation.measure_against, real, params, options["devices"]))
     for method in methods:
         own = {"sampler": method.sampler.full, "guidance": method.guidance}
-        if (worse := method.options.get("worse")) is not None:
-            own["worse"] = digest(*jax.tree.leaves(worse.variables))
+        if (guide_model := method.options.get("guide_model")) is not None:
+            own["guide_model"] = digest(*jax.tree.leaves(guide_model.variables))
         given, labels = method.options | options, real.reference.labels
         drawn = model, method.tableau, labels, n, given
         yield Case(settings | own, partial(measure, *drawn, evaluate))

@@ -121,7 +121,7 @@ def _draw_lines(
 
 
 def _draw_front(axes: Axes, best: Iterable[Point], cost: str, named: Sequence[Point]) -> None:
-    """Draw a front. Names are below and left of its points, where there are no other points."""
+    """Draw a front. Names are below and left of its points, where the plot is empty."""
     places = {point.label: (getattr(point, cost), point.quality.value) for point in best}
     x, y = zip(*places.values(), strict=True)
     axes.step(x, y, where="post", color="black", lw=1.2, alpha=0.6, label="Pareto front", zorder=1)

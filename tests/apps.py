@@ -49,7 +49,7 @@ def _take_away() -> list[tuple[str, flags.Flag]]:
     return taken
 
 
-def said(app: str, *argv: str) -> str:
+def output_of(app: str, *argv: str) -> str:
     """Run an app as call does, and return its output."""
     with contextlib.redirect_stdout(io.StringIO()) as out:
         call(app, *argv)

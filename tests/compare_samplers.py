@@ -428,12 +428,12 @@ HALVED = (
 )
 MIXED_V = (
     "They combine predictions of v from different levels as if these were eps, and interpret the "
-    "sum at one level. But v = alpha eps - sigma x0 has another meaning at each level."
+    "sum at one level. But v = alpha eps - sigma x0 has a different meaning at each level."
 )
 MISREAD = (
     "They call the network at the level where a step ends, but interpret its v at the level where"
-    " the step starts. The same v stands for another x0 at each level; an eps does not depend on "
-    "the level in this way."
+    " the step starts. The same v stands for a different x0 at each level; an eps does not depend "
+    "on the level in this way."
 )
 ALL_NOISE = (
     "LCM adds noise with the whole sigma of the level. Ours is algorithm 1 of consistency models,"

@@ -24,7 +24,7 @@ from diffusion_jax.sampling import draw, sample
 from diffusion_jax.typing import InputError
 from experiments import app
 from experiments.__main__ import APPS
-from tests.apps import call, said
+from tests.apps import call, output_of
 from tests.models import TINY
 from tests.processes import finish, run_app, start
 
@@ -86,7 +86,7 @@ def data(folder) -> str:
 def run(folder, data) -> Path:
     """Return a trained run."""
     path = folder / "run"
-    out = said("train", data, *TRAINING, "--devices=2", f"--run={path}")
+    out = output_of("train", data, *TRAINING, "--devices=2", f"--run={path}")
     assert f"{path}: 20 images of class0, class1, class2; 3 epochs in batches of 8 on 2 CPU" in out
     return path
 
@@ -158,7 +158,7 @@ def test_a_run_holds_its_configuration_checkpoints_losses_and_report(run) -> Non
 
 def test_the_same_command_again_finds_it_complete(run, data) -> None:
     before = files(run / "state")
-    out = said("train", data, *TRAINING, f"--run={run}", "--report=False")
+    out = output_of("train", data, *TRAINING, f"--run={run}", "--report=False")
     assert f"{run} is complete: 8 steps" in out
     assert files(run / "state") == before
 
@@ -194,11 +194,11 @@ def test_a_run_cut_short_ends_as_the_uninterrupted_one_bit_for_bit(run, data, fo
     losses = (again / "metrics.jsonl").read_text()
     (again / "metrics.jsonl").write_text(losses[:-9])
     flags = ("--devices=2", "--report=False")
-    assert "continuing from step 5" in said("train", data, *TRAINING, *flags, f"--run={again}")
+    assert "continuing from step 5" in output_of("train", data, *TRAINING, *flags, f"--run={again}")
     assert_same(again, run, 8)
     assert sorted(int(path.name) for path in (again / "averages").iterdir()) == [2, 4, 6, 8]
 
-    out = said("convert", f"--from={again}", "--sigma_rel=0.1", f"--to={wider}")
+    out = output_of("convert", f"--from={again}", "--sigma_rel=0.1", f"--to={wider}")
     assert "the average of sigma_rel 0.1 at step 8; its weights over the steps are met to 0." in out
     made, kept = load_model(wider), load_model(run)  # it sampled with sigma_rel = 0.1
     for one, two in zip(*map(jax.tree.leaves, (made.variables, kept.variables)), strict=True):
@@ -215,8 +215,8 @@ def test_a_full_disk_ends_a_run_and_names_the_last_checkpoint(data, folder, monk
         saved(folder, step, *args, **options)
 
     monkeypatch.setattr(checkpoints, "save", save)
-    said = f"the checkpoint could not be written: No space left on device; {run}/state/{STEPS[0]} "
-    with pytest.raises(OSError, match=f"{said}is the last checkpoint"):
+    last = f"{run}/state/{STEPS[0]} is the last checkpoint"
+    with pytest.raises(OSError, match=f"could not be written: No space left on device; {last}"):
         call("train", data, *TRAINING, "--devices=2", f"--run={run}")
     monkeypatch.undo()
     load_model(run, STEPS[0])
@@ -235,7 +235,7 @@ def test_training_that_skips_every_step_has_learned_nothing(folder, tmp_path) ->
 
 def test_sampling_writes_pictures_and_says_what_it_took(run) -> None:
     before = {name: file for name, file in files(run).items() if "samples" not in name}
-    out = said("sample", f"--run={run}", *SAMPLING, CONTEXTS)
+    out = output_of("sample", f"--run={run}", *SAMPLING, CONTEXTS)
     assert re.search(
         r"ddim-10-eta=0.5: 7 images in [\d.]+ s, [\d.]+ images/s, 10 network evaluations; "
         r"compilation [\d.]+ s",
@@ -289,7 +289,7 @@ def test_flags_say_what_the_librarys_arguments_say(run, tmp_path) -> None:
 
 def test_compare_times_samplers_side_by_side(run, tmp_path) -> None:
     flags = ("--compare=ddpm:20,ddim:5", "--n=7", "--devices=2", f"--out={tmp_path}")
-    out = said("sample", f"--run={run}", *flags)
+    out = output_of("sample", f"--run={run}", *flags)
     for name, evaluations in (("ddpm-20", 20), ("ddim-5", 5)):
         assert re.search(rf"{name}: 7 images in .* {evaluations} network evaluations; comp", out)
     assert re.search(r"ddim-5 is [\d.]+ times as fast as the slowest", out)
@@ -308,7 +308,7 @@ def test_results_of_other_settings_have_folders_of_their_own(runs) -> None:
 def test_many_images_are_drawn_in_batches_and_few_are_shown(runs, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(draw, "PIXELS", 8 * 8 * 64)
     flags = ("--sampler=ddim:1", "--n=300", f"--out={tmp_path}", "--frames=none")
-    out = said("sample", f"--run={runs}/course", *flags)
+    out = output_of("sample", f"--run={runs}/course", *flags)
     assert "the pictures show 255 of the 300 images" in out
     model = load_model(runs / "course")
     context = np.eye(3, dtype=np.float32)[np.arange(300) // 100]
@@ -350,7 +350,7 @@ def test_images_that_are_not_numbers_leave_the_earlier_file(runs, tmp_path, app,
 )
 def test_edits_write_a_picture_and_their_images(runs, tmp_path, flags) -> None:
     flags = (f"--out={tmp_path}", "--devices=1", "--sampler=ddim:5", *flags)
-    out = said("edit", f"--run={runs}/few", *flags)
+    out = output_of("edit", f"--run={runs}/few", *flags)
     assert f"written: {tmp_path}/edited.png, {tmp_path}/edited.npy" in out
     edited = np.load(tmp_path / "edited.npy")
     assert edited.shape == (2, 8, 8, 3)
@@ -410,7 +410,7 @@ def test_a_picture_goes_where_the_flag_says_or_nowhere(tmp_path) -> None:
 
 def test_analyse_prints_the_orders_and_draws(tmp_path: Path) -> None:
     steps = ("--steps=20,40,80,160", f"--out={tmp_path}/new/a.png")
-    out = said("analyse", "--samplers=ddim,heun", "--grid=karras:rho=5:to_zero=false", *steps)
+    out = output_of("analyse", "--samplers=ddim,heun", "--grid=karras:rho=5:to_zero=false", *steps)
     rows = {line.split()[0]: line.split() for line in out.splitlines()}
     assert 0.8 < float(rows["ddim"][1]) < 1.2
     assert 1.6 < float(rows["heun"][1]) < 2.4
@@ -418,9 +418,9 @@ def test_analyse_prints_the_orders_and_draws(tmp_path: Path) -> None:
     assert (tmp_path / "new" / "a.png").read_bytes().startswith(b"\x89PNG")
     call("analyse", "--schedule=flow", "--steps=5,10", f"--out={tmp_path}/flow.png")
     steps = ("--steps=5", "--samplers=ddim", f"--out={tmp_path}/data.png")
-    out = said("analyse", "--data=sprites:n=40", *steps)
+    out = output_of("analyse", "--data=sprites:n=40", *steps)
     assert out.startswith("40 images: deviation ")
-    out = said("analyse", "--identify", "--samplers=ddim,heun,euler", "--steps=5,10")
+    out = output_of("analyse", "--identify", "--samplers=ddim,heun,euler", "--steps=5,10")
     assert "at 5, 10: ddim = euler\n" in out
 
 
@@ -489,7 +489,7 @@ REFUSED = {
         ("--guidance=cfg:low=2:high=1",): r"low=2\.0, high=1\.0: they must obey 0 <= low < high",
         ("--guidance=cfg_pp:2",): r"scale=2\.0: for CFG\+\+ it must be in \[0, 1\]",
         ("--guidance=cfg_pp", "--sampler=ddpm:5"): r"CFG\+\+ .*: its steps do not end in",
-        ("--guidance=auto",): r"guidance=auto: give the worse model, run=FOLDER",
+        ("--guidance=auto",): r"guidance=auto: give the weaker model, run=FOLDER",
         ("--guidance=auto:run={}/none",): r"run='.*none': there is no such folder",
         ("--run={}/uncond", "--guidance=2"): r"guidance=2: this run was trained only with",
         ("--threshold=soft",): r"threshold='soft' is unknown: choose from none, clip, dynamic",
@@ -648,7 +648,7 @@ def command(folder: Path, name: str, given: tuple[str, ...]) -> list[str]:
 def test_bad_input_is_named_and_changes_nothing(runs, name: str, given) -> None:
     before = files(runs)
     with pytest.raises((InputError, flags.Error)) as refused:
-        said(name, *command(runs, name, given))
+        output_of(name, *command(runs, name, given))
     assert re.search(REFUSED[name][given], str(refused.value)), refused.value
     assert files(runs) == before
 
@@ -659,7 +659,7 @@ def test_good_input_does_compile(runs, tmp_path, name: str) -> None:
     """Repeat the test above with valid input, as its control."""
     where = f"--run={tmp_path}" if name == "train" else f"--out={tmp_path}"
     with pytest.raises(CompilesError):
-        said(name, *command(runs, name, GOOD[name]), where)
+        output_of(name, *command(runs, name, GOOD[name]), where)
 
 
 @pytest.mark.parametrize(
@@ -708,7 +708,7 @@ def test_an_evaluation_holds_every_measure_and_a_report(runs, monkeypatch) -> No
     assert np.isfinite(numbers).all()
     assert (record["settings"]["guidance"], record["settings"]["n"]) == ("2", 100)
     assert "class accuracy" in (runs / "new" / f"{name}.html").read_text()
-    out = said("evaluate", *command(runs, "evaluate", ("--samples={}/many.npy",)))
+    out = output_of("evaluate", *command(runs, "evaluate", ("--samples={}/many.npy",)))
     assert "classifier trained" not in out
     measures = json.loads((runs / "new" / "many.json").read_text())["measures"]
     assert "class accuracy" not in measures

@@ -49,7 +49,7 @@ def test_classes_that_are_not_named_stay_as_they_are_also_in_mixtures() -> None:
     assert np.array_equal(np.array(parts("flips:classes=hero"))[1:5], [0, 0, 0, 0])
 
 
-def test_it_hangs_on_the_images_key_alone() -> None:
+def test_it_depends_only_on_the_images_key() -> None:
     whole = mirrored("flips")
     assert np.array_equal(mirrored("flips", slice(100, 200)), whole[100:200])
     free = np.isin(KINDS, [0, 1, 3, 5])

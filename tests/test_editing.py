@@ -187,8 +187,10 @@ def test_known_pixels_stay_exactly(model, images, devices: int) -> None:
 
 def test_guiding_away_from_itself_changes_nothing(model) -> None:
     table = samplers.build("ddim", model.schedule, 3)
-    alone = sample(model, table, 2).images
-    assert np.allclose(sample(model, table, 2, guidance=3.0, worse=model).images, alone, atol=1e-5)
+    plain = sample(model, table, 2).images
+    assert np.allclose(
+        sample(model, table, 2, guidance=3.0, guide_model=model).images, plain, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_masks_that_do_not_fit(model, images, mask: np.ndarray) -> None:
 def test_a_worse_model_must_be_alike(model) -> None:
     table = samplers.build("ddim", model.schedule, 3)
     other = model._replace(schedule=schedules.course(50))
-    with pytest.raises(InputError, match="the other model was trained with another schedule"):
-        sample(model, table, 2, guidance=2.0, worse=other)
-    with pytest.raises(InputError, match="a worse model without guidance"):
-        sample(model, table, 2, worse=model)
+    with pytest.raises(InputError, match="the guide model was trained with a different schedule"):
+        sample(model, table, 2, guidance=2.0, guide_model=other)
+    with pytest.raises(InputError, match="a guide_model without guidance"):
+        sample(model, table, 2, guide_model=model)

@@ -233,7 +233,7 @@ def test_large_images_are_averaged_over_squares() -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> evaluation.Real:
+def real() -> evaluation.RealImages:
     return evaluation.real_images("sprites:300:frequencies=1,1,1,1,1", 200)
 
 
@@ -291,7 +291,7 @@ def test_real_samples_measure_as_real_and_noise_does_not(real) -> None:
         ), name
 
 
-def memorised(real: evaluation.Real, images: np.ndarray) -> tuple[dict, np.ndarray]:
+def memorised(real: evaluation.RealImages, images: np.ndarray) -> tuple[dict, np.ndarray]:
     ours, theirs = (quality.to_training(v, real.seen, DEVICES) for v in (images, real.other.images))
     return quality.memorised(ours.distances, theirs.distances), ours.indices[:, 0]
 

@@ -40,7 +40,7 @@ assert not [name for name in sys.modules if name.startswith(("diffusion_jax", "f
 """
 
 
-def test_the_file_draws_the_same_images_alone(tmp_path, model) -> None:
+def test_the_file_draws_the_same_images_without_this_library(tmp_path, model) -> None:
     context = np.random.default_rng(0).normal(size=(4, 3), scale=30).astype(np.float32)
     np.save(tmp_path / "context.npy", context)
     tableau, guidance = samplers.build("ddpm", model.schedule, 4), 3.0

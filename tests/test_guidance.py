@@ -38,10 +38,10 @@ def outputs(scale: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return good, bad, bad + scale * (good - bad)
 
 
-def predict(guidance: Guidance | None, worse=None, level: Level = LEVEL) -> Prediction:
+def predict(guidance: Guidance | None, guide_model=None, level: Level = LEVEL) -> Prediction:
     made = None if guidance is None else Guidance(*map(jnp.float32, guidance))
     denoise = network_denoiser(
-        network, PREDICTIONS["eps"](), 100, jnp.asarray(CONTEXT), made, worse
+        network, PREDICTIONS["eps"](), 100, jnp.asarray(CONTEXT), made, guide_model
     )
     return denoise(jnp.asarray(X), level)
 
@@ -102,7 +102,7 @@ def test_cfg_plus_plus_takes_the_noise_without_context() -> None:
 def test_autoguidance_moves_away_from_the_worse_network() -> None:
     good, _, _ = outputs(1.0)
     bad = np.sin(X) + CONTEXT.sum(1)[:, None, None, None]
-    got = predict(Guidance(2.0), worse=other).eps
+    got = predict(Guidance(2.0), guide_model=other).eps
     assert np.allclose(got, bad + 2 * (good - bad), atol=1e-5)
 
 

@@ -50,7 +50,7 @@ from diffusion_jax.typing import InputError, RunWarning
 from experiments.app import _use_cache
 from experiments.terminal import outputs
 from tests import conftest
-from tests.apps import said
+from tests.apps import output_of
 
 GIGABYTE = 2**30
 PATIENCE = 60  # seconds
@@ -269,7 +269,7 @@ def on_flags(words: list[str], folder: Path) -> None:
         for name, stub in patches.items():
             stack.enter_context(mock.patch(name, stub))
         try:
-            said("train", f"--run={folder}", "--noreport", *words)
+            output_of("train", f"--run={folder}", "--noreport", *words)
         except flags.Error as error:  # the apps print it like an InputError
             raise InputError(str(error)) from None
 

@@ -112,7 +112,7 @@ def damage(path: Path, rehash: bool = True, **changes: Any) -> None:
             r"rows \[0\] of .* outside the schedule",
         ),
         ({"sigma": [1.0, 0.9, 0.8, 0.7, 0.6, 0.0]}, r"rows \[5\] of .* sigma above 0"),
-        ({"alpha": [0.1] * 6}, "is for another schedule: alpha, sigma are 0.1 and"),
+        ({"alpha": [0.1] * 6}, "is for a different schedule: alpha, sigma are 0.1 and"),
         ({"ends_step": [1, 1, 1, 1, 1, 0]}, "the last row must end a step"),
     ],
     ids=str,
@@ -139,7 +139,7 @@ def test_levels_must_descend_and_belong_to_the_schedule(tmp_path: Path) -> None:
                 samplers.build(f"file:path={path}", SCHEDULE)
         else:
             samplers.build(f"file:path={path}", SCHEDULE)
-    with pytest.raises(InputError, match="is for another schedule"):
+    with pytest.raises(InputError, match="is for a different schedule"):
         samplers.build(f"file:path={path}", schedules.course(1000))
 
 

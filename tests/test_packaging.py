@@ -26,7 +26,7 @@ def test_the_command_runs_every_app() -> None:
 
 def test_an_unknown_app_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["diffusion-jax", "nothing"])
-    with pytest.raises(SystemExit, match="APP is one of analyse"):
+    with pytest.raises(SystemExit, match="choose from analyse"):
         __main__.main()
 
 

@@ -90,7 +90,7 @@ def test_as_many_images_on_each_device_give_the_same_bits(model, drawn) -> None:
 
 
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 3), (8, 8)])
-def test_other_parts_of_a_batch_change_roundings_alone(
+def test_other_parts_of_a_batch_change_only_roundings(
     model, drawn, devices: int, batch_size: int
 ) -> None:
     """Expect rounding: a program for a different number of images sums in a different order."""

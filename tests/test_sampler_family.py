@@ -335,7 +335,7 @@ def test_which_samplers_cfg_pp_takes_and_that_they_stay_the_same_without_it(name
     assert is_same(canonical(tableau), canonical(for_cfg_pp(tableau)))
 
 
-def test_lower_order_final_lowers_the_last_steps_alone() -> None:
+def test_lower_order_final_lowers_only_the_last_steps() -> None:
     """Use that order 1 needs no earlier prediction, order 2 needs one, and order 3 needs two."""
     used = {}
     for lower in (False, True):

@@ -97,7 +97,7 @@ def test_common_options_come_first_and_without_a_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("plan", "thing='plan' is unknown: did you mean plain? choose from plain, rich"),
         ("plain:kinds=a", "thing=plain:kinds=a: plain has no option kinds: did you mean kind?"),
@@ -114,25 +114,25 @@ def test_common_options_come_first_and_without_a_name() -> None:
         ("rich:grid=wrapped", "grid=wrapped: it must be one of even, warped"),
     ],
 )
-def test_refuses(text: str, says: str) -> None:
+def test_refuses(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse(text)
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"kind": "c"}, "kind=c: it must be a, b"),
         ({"path": 3}, "path=3: it must be a word"),
         ({"knd": "a"}, "did you mean kind?"),
     ],
 )
-def test_checks_values_of_python(options: dict, says: str) -> None:
+def test_checks_values_of_python(options: dict, message: str) -> None:
     spec.check(plain, {"kind": "b", "path": "x"}, "plain")
     with pytest.raises(InputError) as error:
         spec.check(plain, options, "plain")
-    assert says in str(error.value)
+    assert message in str(error.value)
 
 
 def test_describes_a_registry() -> None:

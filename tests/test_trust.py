@@ -107,12 +107,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_the_newest_sound_checkpoint_is_used_and_the_damaged_one_named(run, name: str) -> None:
-    damage, says = DAMAGES[name]
+    damage, message = DAMAGES[name]
     damage(run / "state" / "20")
-    with pytest.warns(RunWarning, match=rf"state/20 is skipped: .*({says})"):
+    with pytest.warns(RunWarning, match=rf"state/20 is skipped: .*({message})"):
         model = load_model(run)
     assert is_drawn(model.variables, 7)
-    with pytest.raises(InputError, match=rf"step=20: .*state/20 is damaged: .*({says})"):
+    with pytest.raises(InputError, match=rf"step=20: .*state/20 is damaged: .*({message})"):
         load_model(run, 20)
     assert is_drawn(load_model(run, 3).variables, 3)
 
@@ -139,9 +139,9 @@ def test_what_cannot_be_read_is_not_damaged(run, monkeypatch, number: int, name:
         return opened(path, *args, **kwargs)
 
     monkeypatch.setattr("os.open", refuse)
-    said = rf"state/20 cannot be read: .*{name}: {os.strerror(number)}\. Nothing was changed"
+    message = rf"state/20 cannot be read: .*{name}: {os.strerror(number)}\. Nothing was changed"
     for read in (checkpoints.newest, load_model, lambda run: load_model(run, 20)):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             read(run)
 
 
@@ -264,13 +264,13 @@ def test_damaged_checkpoints_are_set_aside_and_their_steps_written_again(run) ->
 
 @pytest.mark.parametrize("name", ["bit", "gone", "no manifest"])
 def test_a_damaged_average_is_left_out_and_named(tmp_path, name: str) -> None:
-    damage, says = DAMAGES[name]
+    damage, message = DAMAGES[name]
     checkpoints.write_config(tmp_path, CONFIG.to_dict())
     for step in STEPS:
         checkpoints.save_averages(tmp_path, step, (drawn(step), drawn(step)))
     folder = tmp_path / "averages" / "20"
     damage(folder)
-    with pytest.warns(RunWarning, match=rf"averages/20 is skipped: .*({says})"):
+    with pytest.warns(RunWarning, match=rf"averages/20 is skipped: .*({message})"):
         assert reconstruct(tmp_path, 0.1).step == 7
     with (
         pytest.warns(RunWarning),
@@ -287,10 +287,10 @@ def test_a_configuration_that_is_not_the_checkpoints_own_is_refused(run) -> None
     text = path.read_text()
     assert text.count("beta_max=0.02") == text.count("sprites:n=89400:seed=0") == 1
     path.write_text(text.replace("beta_max=0.02", "beta_max=0.03"))
-    said = rf"{path} differs from .* in schedule: replace it by {run}/state/20/config\.json"
-    with pytest.raises(InputError, match=said):
+    message = rf"{path} differs from .* in schedule: replace it by {run}/state/20/config\.json"
+    with pytest.raises(InputError, match=message):
         load_model(run)
-    with pytest.raises(InputError, match=said):  # not: was started with another configuration
+    with pytest.raises(InputError, match=message):  # not: was started with another configuration
         check_folder(run, CONFIG)
     path.write_text(text.replace("beta_max=0.02", "zeta_max=0.02"))
     with pytest.raises(InputError, match=rf"^{path}: .*no option zeta_max: did you mean beta_max"):
@@ -358,8 +358,8 @@ def test_folders_that_cannot_be_written_are_named(tmp_path, monkeypatch) -> None
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", denied)
-    said = rf"out='{tmp_path}/a' cannot be written: {tmp_path}: Permission denied"
-    with pytest.raises(InputError, match=said):
+    message = rf"out='{tmp_path}/a' cannot be written: {tmp_path}: Permission denied"
+    with pytest.raises(InputError, match=message):
         locks.check_writable(tmp_path / "a", "out")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -380,10 +380,10 @@ def test_a_folder_has_one_writer_and_outlives_it(tmp_path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        said = (
+        message = (
             rf"run='{tmp_path}' is being written by process {holder.pid} on {os.uname().nodename}"
         )
-        with pytest.raises(InputError, match=said), locks.only_writer(tmp_path):
+        with pytest.raises(InputError, match=message), locks.only_writer(tmp_path):
             pass
         holder.kill()
     assert (tmp_path / "lock").exists()
@@ -514,7 +514,7 @@ def test_float64_elsewhere_changes_no_sample(model) -> None:
 # -------------------------------------------------------------------------------- divergence
 
 
-def test_a_step_that_is_not_finite_changes_the_step_alone() -> None:
+def test_a_step_that_is_not_finite_changes_only_the_step_number() -> None:
     """Let one image's label overflow in the network. Only the steps that see it must diverge."""
     n, batch = 24, 8
     config = TINY.override(ema="exponential:0.9", keep_probability=1.0)

@@ -172,7 +172,7 @@ def beta(
 ) -> Grid:
     """n levels at the quantiles of Beta(a, b) from step T towards step 1: arXiv:2407.12173.
 
-    They are dense at both ends. They are not rounded to whole steps, so that they are distinct.
+    They are dense at both ends, and not rounded to whole steps, so that they are distinct.
     unit: "t", as in ComfyUI; "sigma" takes quantiles between the sigma / alpha of steps 1 and T,
     both included, as diffusers and AUTOMATIC1111 do.
     """
@@ -197,7 +197,7 @@ def sgm_uniform(schedule: NoiseSchedule, n: int) -> Grid:
 def linear_quadratic(
     schedule: NoiseSchedule, n: int, threshold: float = 0.025, linear_steps: int | None = None
 ) -> Grid:
-    """Mochi's and Movie Gen's levels (arXiv:2410.13720): first small equal steps.
+    """Mochi's and Movie Gen's levels (arXiv:2410.13720): small equal steps, then growing ones.
 
     The noise of a rectified flow falls by `threshold` in linear_steps equal steps (half of the n
     steps by default), and then quadratically. On a schedule that does not end in pure noise,
@@ -221,7 +221,7 @@ def linear_quadratic(
 def shifted(schedule: NoiseSchedule, n: int, shift: float = 3.0, tokens: int | None = None) -> Grid:
     """Even steps of a rectified flow with the SNR shifted: Esser et al. 2024, arXiv:2403.03206.
 
-    sigma / alpha = shift v / (1 - v), with v even from its value at step T down to 0 (section
+    sigma / alpha = shift v / (1 - v), where v falls evenly from its value at step T to 0 (section
     5.3.2). 3 is Stable Diffusion 3's shift at 1024x1024.
     tokens: the length of the image's sequence, (height / 16) (width / 16) in FLUX.1. It gives the
     shift exp(mu), where mu rises linearly from 0.5 at 256 tokens to 1.15 at 4096.

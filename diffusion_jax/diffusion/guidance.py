@@ -44,11 +44,11 @@ class Model(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """How far, and at which levels, the output is moved away from a worse output.
+    """How far, and at which levels, the output is moved away from that of a weaker network.
 
     The fields are numbers, and are traced on the device.
-    scale: w in output = bad + w (good - bad). 0 gives the bad output; 1 gives the good output,
-    which is without guidance.
+    scale: w in output = bad + w (good - bad). 0 gives the bad output. 1 gives the good output, as
+    without guidance.
     low, high: guidance applies where low < sigma / alpha <= high (Kynkaanniemi et al. 2024,
     arXiv:2404.07724). Elsewhere the output is the good one.
     rescale: how far the standard deviation of the output is moved back to that of the good output,
@@ -66,7 +66,7 @@ class Guidance(NamedTuple):
 
 
 class Guide(NamedTuple):
-    """A guidance, and the run folder and step of the worse model, if the guidance needs one."""
+    """A guidance, and the run folder and step of the weaker model, if the guidance needs one."""
 
     guidance: Guidance
     run: str = ""
@@ -102,11 +102,11 @@ def auto(
     rescale: float = 0.0,
     step: int | None = None,
 ) -> Guide:
-    """Autoguidance, away from the output of a worse model: Karras et al. 2024, arXiv:2406.02507.
+    """Autoguidance, away from the output of a weaker model: Karras et al. 2024, arXiv:2406.02507.
 
-    run, step: the folder and the checkpoint of the worse model.
+    run, step: the folder and the checkpoint of the weaker model.
     """
-    require(run, "guidance=auto: give the worse model, run=FOLDER")
+    require(run, "guidance=auto: give the weaker model, run=FOLDER")
     return Guide(check_guidance(Guidance(scale, low, high, rescale)), run, step)
 
 
@@ -144,25 +144,25 @@ def network_denoiser(
     timesteps: int,
     context: Context,
     guidance: Guidance | None = None,
-    worse: Apply | None = None,
+    guide_model: Apply | None = None,
 ) -> Denoiser:
     """Return the denoiser of a network apply(x, t, context) for a batch of contexts.
 
     t is in [0, 1]. With guidance there are two outputs, a good one with context and a bad one. By
     default the bad one is the network's output without context, computed in the same call on a
     batch of twice the size (classifier-free guidance, Ho and Salimans 2022, arXiv:2207.12598, eq.
-    6). If `worse` is given, the bad one is the output of that network with context (autoguidance,
-    Karras et al. 2024, arXiv:2406.02507).
+    6). If `guide_model` is given, the bad one is the output of that network with context
+    (autoguidance, Karras et al. 2024, arXiv:2406.02507).
     """
 
     def denoise(x: Images, level: Level) -> Prediction:
         t, inputs = level.t / timesteps, parameterization.network_input(x, level)
         if guidance is None:
             return parameterization.decode(apply(inputs, t, context), x, level)
-        if worse is None:
+        if guide_model is None:
             good, bad = _both(apply, inputs, t, context)
         else:
-            good, bad = apply(inputs, t, context), worse(inputs, t, context)
+            good, bad = apply(inputs, t, context), guide_model(inputs, t, context)
         inside = (level.sigma > guidance.low * level.alpha) & (
             (level.sigma <= guidance.high * level.alpha) | jnp.isinf(guidance.high)
         )

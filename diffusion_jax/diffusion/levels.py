@@ -75,9 +75,10 @@ def between(
     to_zero: bool,
     spacing: Callable[[float, float, ndarray], ndarray],
 ) -> Grid:
-    """Return n steps of (smallest, largest, place) -> sigma / alpha, place from 1 to 0.
+    """Return the grid of n steps whose sigma / alpha is spacing(smallest, largest, place).
 
-    The other options are those of grids.karras. Raise InputError unless sigma_min < sigma_max.
+    place runs evenly from 1 to 0. The other options are those of grids.karras. Raise InputError
+    unless sigma_min < sigma_max.
     """
     low = schedule.ratio[1] if sigma_min is None else sigma_min
     high = schedule.ratio[-1] if sigma_max is None else sigma_max
@@ -107,9 +108,9 @@ def levels(
     path: Path | None = None,
     unit: Literal["sigma", "t"] = "sigma",
 ) -> Grid:
-    """Levels that you give, by t, by sigma / alpha, or in a text file; clean data is the end.
+    """Levels that you give by t, by sigma / alpha, or in a text file. The grid ends at clean data.
 
-    n must be the number of levels, without a 0 at the end. unit: what the numbers in the file are.
+    n must be the number of levels, without a 0 at the end. unit: the meaning of the file's numbers.
     """
     require((bool(t), bool(sigma), path is not None).count(True) == 1, GIVE)
     given = read_levels(t, sigma, path)

@@ -28,7 +28,7 @@ Times: TypeAlias = Callable[..., Draw]
 def simple(snr: ndarray, gain: ndarray) -> ndarray:
     """The same weight at every level: DDPM's simple loss, arXiv:2006.11239, eq. 14.
 
-    The weight is that of whatever the network predicts.
+    It weights the error of the network's output, whatever the network predicts.
     """
     return np.ones_like(snr)
 
@@ -114,7 +114,7 @@ Noising: TypeAlias = Literal["ddpm", "course"]
 class Loss:
     """The training loss: the mean of weight * distance(output - target).
 
-    distance: that of each pixel.
+    distance: a function of the error of each pixel.
     weighting, times: entries of WEIGHTINGS and TIMES, with their options bound.
     noising: "ddpm" is Ho et al. 2020 (arXiv:2006.11239), eq. 4; "course" scales the noise by 1 -
     alpha_bar instead of its square root.

@@ -14,21 +14,21 @@ from numpy import ndarray
 from diffusion_jax import spec
 from diffusion_jax.typing import InputError, Level, require
 
-Real: TypeAlias = float | ndarray
+Values: TypeAlias = float | ndarray
 STEPS = 1_000_000  # the longest schedule
 
 
-def variance_preserving(ratio: Real) -> Real:
+def variance_preserving(ratio: Values) -> Values:
     """Return the alpha for which sigma / alpha = ratio and alpha^2 + sigma^2 = 1."""
     return 1 / np.hypot(1, ratio)
 
 
-def variance_exploding(ratio: Real) -> Real:
+def variance_exploding(ratio: Values) -> Values:
     """Return 1, which is alpha if the image is never scaled."""
     return np.ones_like(ratio)
 
 
-def straight(ratio: Real) -> Real:
+def straight(ratio: Values) -> Values:
     """Return the alpha for which sigma / alpha = ratio and alpha + sigma = 1."""
     return 1 / (1 + ratio)
 
@@ -44,7 +44,7 @@ class NoiseSchedule(NamedTuple):
     alpha: Float64[ndarray, "T+1"]
     sigma: Float64[ndarray, "T+1"]
     beta: Float64[ndarray, "T+1"]
-    alpha_at: Callable[[Real], Real] = variance_preserving
+    alpha_at: Callable[[Values], Values] = variance_preserving
 
     @property
     def steps(self) -> int:
@@ -56,7 +56,7 @@ class NoiseSchedule(NamedTuple):
         """sigma / alpha, which rises from 0 and is infinite where alpha is 0."""
         return noise_ratio(self.alpha, self.sigma)
 
-    def level(self, t: Real) -> Level:
+    def level(self, t: Values) -> Level:
         """Return the levels at times t in [0, T], which may be fractional.
 
         At whole steps, the levels are the table's own entries. Between two steps, log(alpha /
@@ -73,7 +73,7 @@ class NoiseSchedule(NamedTuple):
         ratio = _blend(weight, self.ratio[below], self.ratio[below + 1])
         return self._level(t, ratio, whole)
 
-    def at_ratio(self, ratio: Real) -> Level:
+    def at_ratio(self, ratio: Values) -> Level:
         """Return the levels at which sigma / alpha = ratio. At whole steps they are exact.
 
         This is the inverse of `level`. Raise InputError if the ratio lies outside the schedule.
@@ -92,7 +92,7 @@ class NoiseSchedule(NamedTuple):
         t = below + _blend_weight(inside, table[below], table[below + 1])
         return self._level(np.where(whole, nearest, t), inside, whole)
 
-    def _level(self, t: Real, ratio: Real, whole: bool | np.bool | ndarray) -> Level:
+    def _level(self, t: Values, ratio: Values, whole: bool | np.bool | ndarray) -> Level:
         index = np.rint(t).astype(int)
         alpha = self.alpha_at(ratio)
         return Level(
@@ -107,7 +107,7 @@ def noise_ratio(alpha: ndarray, sigma: ndarray) -> ndarray:
     return np.divide(sigma, alpha, out=np.full_like(sigma, np.inf), where=alpha > 0)
 
 
-def _blend(weight: Real, start: Real, end: Real) -> Real:
+def _blend(weight: Values, start: Values, end: Values) -> Values:
     """Interpolate between two ratios of the table. weight is strictly between 0 and 1."""
     low, high = np.where(start > 0, start, 1), np.where(end < np.inf, end, 1)
     return (
@@ -117,7 +117,7 @@ def _blend(weight: Real, start: Real, end: Real) -> Real:
     )
 
 
-def _blend_weight(ratio: Real, start: Real, end: Real) -> Real:
+def _blend_weight(ratio: Values, start: Values, end: Values) -> Values:
     """Return the weight with which _blend gives this ratio."""
     first, last = start == 0, end == np.inf
     low, high = np.where(first, 1, start), np.where(last, 1, end)
@@ -132,7 +132,7 @@ def _blend_weight(ratio: Real, start: Real, end: Real) -> Real:
 def from_levels(
     alpha: ndarray,
     sigma: ndarray,
-    alpha_at: Callable[[Real], Real] = variance_preserving,
+    alpha_at: Callable[[Values], Values] = variance_preserving,
 ) -> NoiseSchedule:
     """Return the schedule of T + 1 levels, of which the first is clean.
 

@@ -105,22 +105,22 @@ def save(path: Path, dataset: Dataset, params: Any) -> None:
 
 
 def obtain(
-    path: Path, dataset: Dataset, devices: Sequence[jax.Device], tell: Callable[[str], object]
+    path: Path, dataset: Dataset, devices: Sequence[jax.Device], report: Callable[[str], object]
 ) -> Any | None:
     """Return the stored weights, or train and store them; return None for data without classes.
 
-    tell: called with messages about the progress.
+    report: called with messages about the progress.
     """
     if not has_classes(dataset):
-        tell("the data have no classes: features of a network with random weights instead")
+        report("the data have no classes: features of a network with random weights instead")
         return None
     params = load(path, dataset)
     if params is None:
-        other = " (the stored one is damaged, or of other data)" if path.exists() else ""
+        other = " (the stored one is damaged, or of different data)" if path.exists() else ""
         begin = time.perf_counter()
         params = train(dataset, devices)
         save(path, dataset, params)
-        tell(f"classifier trained in {time.perf_counter() - begin:.1f} s{other}: {path}")
+        report(f"classifier trained in {time.perf_counter() - begin:.1f} s{other}: {path}")
     return params
 
 

@@ -1,4 +1,4 @@
-"""The likelihood of images in bits per dimension, by the probability flow and by its bound.
+"""The likelihood of images in bits per dimension: by the probability flow, or a bound on it.
 
 Both use the prior N(0, alpha_T^2 + sigma_T^2) at the noisiest level that has a signal. Pixels in
 0..255 are bins of width 2 / 255 around values in -1 .. 1.
@@ -115,7 +115,7 @@ class Chain(NamedTuple):
     """The levels 1 .. T of a schedule, and the weight of each in the bound: float32, (T,).
 
     weight: (alpha_j^2 / sigma_j^2 - alpha_i^2 / sigma_i^2) / 2 for the step i -> j = i - 1. It is 0
-    at level 1, where the decoder takes the step's place, with standard deviation sigma_1.
+    at level 1, where the decoder replaces the step; its standard deviation is sigma_1.
     """
 
     level: Level

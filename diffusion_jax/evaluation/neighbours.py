@@ -43,7 +43,7 @@ def balls(
 
 
 def overlap(real: Rows, fake: Points, devices: Sequence[jax.Device]) -> dict[str, Estimate]:
-    """Return, by name, how far two sets overlap. Values are near 1 if both are distributed alike.
+    """Return measures of the overlap of two sets. All are near 1 for equal distributions.
 
     A ball around an image reaches to its k-th neighbour in the same set.
     precision: the fraction of fake images inside any ball around a real one. recall: the same with

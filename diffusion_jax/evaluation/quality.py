@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.distances import (
 )
 from diffusion_jax.evaluation.estimate import Estimate, mean
 from diffusion_jax.evaluation.neighbours import Neighbours, nearest, overlap
-from diffusion_jax.evaluation.real import Real
+from diffusion_jax.evaluation.real import RealImages
 from diffusion_jax.evaluation.samples import Pixels
 from diffusion_jax.evaluation.spaces import spaces
 
@@ -35,7 +35,7 @@ Found = tuple[dict[str, Row], Neighbours | None]
 
 
 def measure_against(
-    real: Real, params: Any | None, devices: Sequence[jax.Device]
+    real: RealImages, params: Any | None, devices: Sequence[jax.Device]
 ) -> Callable[[Pixels, Labels | None], Found]:
     """Return a function that measures samples; it measures the real images once, here.
 
@@ -59,9 +59,9 @@ def measure_against(
 
 
 def measures(
-    real: Real, params: Any | None, devices: Sequence[jax.Device]
+    real: RealImages, params: Any | None, devices: Sequence[jax.Device]
 ) -> Callable[[Pixels, Labels | None], dict[str, Estimate]]:
-    """Return a function of images and labels that gives their distances from the reference by name.
+    """Return a function (images, labels) -> measures by name, against the reference images.
 
     Overlap is measured in the first space.
     """
@@ -100,10 +100,10 @@ def to_training(images: Pixels, seen: Any, devices: Sequence[jax.Device]) -> Nei
 
 
 def memorised(ours: Float[np.ndarray, "n 1"], theirs: Float[np.ndarray, "m 1"]) -> dict[str, Row]:
-    """Compare samples with other images by their distances to the nearest training images.
+    """Compare the distances to training images of samples (ours) and of other images (theirs).
 
-    The NEAR quantile of the distances in one half of the other images is the limit below which an
-    image is near. The second half is compared with the samples.
+    An image is near if its distance is at most the NEAR quantile of the distances in one half of
+    the other images. The second half is compared with the samples.
     """
     threshold = np.quantile(theirs[::2], NEAR)
     near = (mean(distances <= threshold) for distances in (ours, theirs[1::2]))

@@ -15,7 +15,7 @@ MOST = 100_000
 TEACHING = 20_000  # sprites to train a classifier on, the same for every run
 
 
-class Real(NamedTuple):
+class RealImages(NamedTuple):
     """Two disjoint sets of real images, and the training images of the model and the classifier.
 
     reference: the set that everything is measured against. other: it is measured like samples.
@@ -31,11 +31,11 @@ class Real(NamedTuple):
     origin: str
 
 
-def real_images(text: str, n: int, seed: int = 0, known: Sequence[str] = ()) -> Real:
+def real_images(text: str, n: int, seed: int = 0, known: Sequence[str] = ()) -> RealImages:
     """Return sets of at most n real images of the data that a spec describes.
 
     Data that can be drawn are drawn anew. Images in files are split into two halves: the held-out
-    images if there are any, otherwise all, and then training has seen the reference. Labels are the
+    images if there are any, otherwise all; training has then seen the reference. Labels are the
     classes, even for a run without context. known: as in data.source.
     Raise InputError if n is too small, or if there are too few images.
     """
@@ -50,7 +50,7 @@ def real_images(text: str, n: int, seed: int = 0, known: Sequence[str] = ()) -> 
     return real._replace(origin=real.origin + of) if copies else real
 
 
-def check_shape(real: Real, image_shape: tuple[int, ...], n_cfeat: int) -> None:
+def check_shape(real: RealImages, image_shape: tuple[int, ...], n_cfeat: int) -> None:
     """Raise InputError unless the real images fit the run's network."""
     found = real.reference.images.shape[1:], real.reference.labels.shape[1]
     require(
@@ -60,16 +60,16 @@ def check_shape(real: Real, image_shape: tuple[int, ...], n_cfeat: int) -> None:
     )
 
 
-def _drawn(source: Source, n: int) -> Real:
+def _drawn(source: Source, n: int) -> RealImages:
     assert source.fresh is not None
     teaching = Dataset(*data.sprites(TEACHING, 3 * HELD_OUT, (1.0,) * 5), CLASS_NAMES)
     origin = f"2 x {n} sprites drawn with other seeds than the training images"
     if source.dataset is None:
         origin = f"2 x {n} drawn sprites; what these weights were trained on is not known"
-    return Real(source.fresh(n, 1), source.fresh(n, 2), source.dataset, teaching, origin)
+    return RealImages(source.fresh(n, 1), source.fresh(n, 2), source.dataset, teaching, origin)
 
 
-def _halves(text: str, source: Source, n: int, seed: int) -> Real:
+def _halves(text: str, source: Source, n: int, seed: int) -> RealImages:
     """Return halves of the held-out images, or of all images if none are held out."""
     assert source.dataset is not None
     dataset, what = source.dataset, f"data={text} holds {len(source.dataset.images)} images"
@@ -84,7 +84,7 @@ def _halves(text: str, source: Source, n: int, seed: int) -> Real:
     first, second = dataset.part(order[:n]), dataset.part(order[n : 2 * n])
     if source.held_out:
         origin = f"2 x {n} of {total} images that training did not see"
-        return Real(first, second, seen, seen, origin)
+        return RealImages(first, second, seen, seen, origin)
     seen = dataset.part(np.sort(order[n:]))
     origin = f"2 x {n} of the {total} training images: none is held out"
-    return Real(second, first, seen, seen, origin)
+    return RealImages(second, first, seen, seen, origin)

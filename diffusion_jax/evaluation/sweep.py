@@ -131,8 +131,8 @@ def choose_within(points: Sequence[Point], budget: int) -> tuple[Point, Point] |
 def difference(point: Point, other: Point) -> Estimate:
     """Return the difference in quality of two points, paired block by block if both have blocks.
 
-    Points whose images have the same noise and contexts differ more exactly than each is known.
-    Otherwise the error assumes independent samples.
+    If the images have the same noise and contexts, the difference has a smaller error than the
+    points have. Without blocks, the error assumes independent samples.
     """
     ours, theirs = point.quality, other.quality
     value = ours.value - theirs.value

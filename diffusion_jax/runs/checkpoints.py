@@ -153,8 +153,8 @@ def _is_sound(folder: Path) -> bool:
 def newest(run: Path) -> int | None:
     """Return the step of a run's newest sound checkpoint, or None if there is none.
 
-    A RunWarning names each damaged one that is newer. Raise InputError at a checkpoint that the
-    system does not let it read, because it may be sound.
+    A RunWarning names each damaged one that is newer. Raise InputError if the system refuses to
+    read a checkpoint, because it may be sound.
     """
     state = run.absolute() / STATE
     while True:
@@ -283,8 +283,8 @@ def save_averages(run: Path, step: int, averages: Any) -> None:
 def restore_averages(run: Path, template: Any, until: int | None = None) -> Iterator[tuple]:
     """Yield the stored averages (step, averages) of a run in order, up to a step or all of them.
 
-    Leave out damaged ones, which a RunWarning names. Raise InputError if there are none, or none
-    of that step.
+    Leave out damaged ones, which a RunWarning names. Raise InputError if no sound ones are left, or
+    if the step has none.
     """
     folder = run.absolute() / AVERAGES
     steps = _steps(folder)

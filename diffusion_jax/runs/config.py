@@ -176,9 +176,9 @@ class Config:
             raise InputError(f"{source}: {error}") from None
 
     def differences(self, other: "Config") -> list[str]:
-        """Return lines "name: ours -> theirs" of the fields that differ, and how the data differ.
+        """Return lines "name: ours -> theirs" of the fields that differ, and one about the data.
 
-        Data with the same fingerprint may be in another place.
+        Data with the same fingerprint are equal, wherever they are stored.
         """
         mine, theirs = self.fingerprint, vars(other)
         skipped = {"fingerprint"}

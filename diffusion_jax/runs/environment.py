@@ -70,7 +70,7 @@ def record(run: Path, entry: dict[str, Any]) -> None:
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """Return a run's record of its starts; none, with a RunWarning, if the file is damaged."""
+    """Return a run's record of its starts. Warn and return [] if the file is damaged."""
     path = run / ENVIRONMENT
     try:
         entries = read_json(path, 2**26)

@@ -16,9 +16,9 @@ OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Raise InputError unless files can be made in a folder, or in the one to make it in.
+    """Raise InputError unless files can be made in a folder, or in the parent that it needs.
 
-    Try it: permissions do not show what a mount or a server allows.
+    Make a file to find out, because permissions do not show what a mount or a server allows.
     """
     place = folder.absolute()
     try:
@@ -57,7 +57,9 @@ def only_writer(folder: Path) -> Iterator[None]:
         require(regular, f"{path} is not the lock of a run: move it away")
         holder = os.pread(file, 1000, 0).decode(errors="replace").split()
         if _is_held(file, holder):
-            who = f"process {holder[1]} on {holder[0]}" if len(holder) == 2 else "another process"
+            who = (
+                f"process {holder[1]} on {holder[0]}" if len(holder) == 2 else "a different process"
+            )
             raise InputError(
                 f"run={str(folder)!r} is being written by {who}: wait for its end or stop it "
                 f"(or remove {path} if it is dead)"

@@ -18,14 +18,14 @@ def seal(folder: Path) -> None:
 
 
 def is_sealed(folder: Path) -> bool:
-    """Return whether a folder has a manifest, which may be wrong."""
+    """Return whether a folder has a manifest, without reading it."""
     return os.path.lexists(folder / MANIFEST)
 
 
 def fault(folder: Path) -> str | None:
     """Return what is wrong with a sealed folder, or None if it is sound.
 
-    Raise InputError if the system does not let it be read: it may be sound.
+    Raise InputError if the system refuses to read it, because it may be sound.
     """
     try:
         return _compare(folder)

@@ -19,8 +19,8 @@ def append(path: Path, records: list[dict[str, Any]]) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the records of a metrics file, without a last line that is cut short.
 
-    Return none if there is no file. Raise InputError naming a line that is not a record of a step
-    and its loss.
+    Return an empty list if there is no file. Raise InputError naming a line that is not a record of
+    a step and its loss.
     """
     try:
         with open_file(path) as file:

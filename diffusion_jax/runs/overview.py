@@ -80,7 +80,7 @@ def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
 
 
 def versions(run: Path) -> str:
-    """Tabulate the environment of a run's last start, or the present one if it has none."""
+    """Tabulate the environment of a run's last start, or the present one without a record."""
     *_, last = environment.read(run) or [{"versions": environment.versions()}]
     for name, by in (("devices", ", "), ("command", " ")):
         if isinstance(last.get(name), list):

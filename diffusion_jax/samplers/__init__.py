@@ -74,8 +74,8 @@ def on_grid(
 def parse(text: str, schedule: NoiseSchedule | None = None) -> Spec:
     """Return the spec of a sampler and its grid, such as "unipc:10:order=3:grid=karras:rho=5".
 
-    If a schedule is given and the text has no number of steps, it is filled in: the number of given
-    levels, or the default. So is the digest of a file. Raise InputError as spec.parse does.
+    With a schedule, fill in what the text leaves out: the number of steps, which is the number of
+    given levels or the default, and the digest of a file. Raise InputError as spec.parse does.
     """
     if text.partition(":")[0] in FILES:
         chosen = spec.parse(text, FILES, "sampler", ("schedule",))

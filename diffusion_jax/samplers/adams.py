@@ -31,9 +31,10 @@ def deis(
     """DEIS, multistep: Zhang and Chen 2022, arXiv:2204.13902; order 1 to 4.
 
     The predicted noise is extrapolated as a polynomial in `space` and integrated exactly over r.
-    space: "t" is the paper's tAB; its tAB3 has order=4. "ratio", for r, is its rhoAB, the
-    Adams-Bashforth methods of variable step: lms, and ipndm_v, whose published code has faults.
-    "log_snr" is what diffusers calls DEIS, with order=3: dpm_solver_multistep with rule=exact.
+    space: "t" gives the paper's tAB, whose tAB3 is order=4. "ratio" stands for r and gives the
+    paper's rhoAB, the Adams-Bashforth methods of variable step. Both lms and ipndm_v are such
+    methods, though the published code of ipndm_v has faults. "log_snr" with order=3 gives what
+    diffusers calls DEIS, which is dpm_solver_multistep with rule=exact.
     The paper's rhoRK is runge_kutta.
     to_clean: whether the step to clean data extrapolates too, as in lms, or is DDIM's.
     """

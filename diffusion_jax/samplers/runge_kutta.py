@@ -40,9 +40,10 @@ def runge_kutta(schedule: NoiseSchedule, grid: Grid, order: int = 3) -> Tableau:
 def heunpp(schedule: NoiseSchedule, grid: Grid) -> Tableau:
     """Heun++, as ComfyUI has it under the name heunpp2: 3 calls per step; order 1.
 
-    Euler's method goes over this step and the next one. The slope of the step is then the mean of
-    the three slopes. The later two have the weight r / (3 r_0), at their r, where r_0 is that of
-    the first level. The last step but one has two slopes and r / (2 r_0); the last step has one.
+    Euler's method first takes this step and the next one. The slope of the step is then a weighted
+    mean of the slopes at the three levels. The second and the third have the weight r / (3 r_0),
+    where r is that of their level and r_0 that of the grid's first level. The second-to-last step
+    has two slopes, and the weight r / (2 r_0). The last step is Euler's.
     """
     ratio, change = grid.ratio, np.diff(grid.ratio)
     first = ratio[np.isfinite(ratio)][0]

@@ -1,4 +1,4 @@
-"""Sampling and editing with a model: it runs any tableau, on all devices, from any start."""
+"""Sampling and editing with a model, by any tableau, on all devices, from any start."""
 
 from diffusion_jax.sampling.draw import Samples, Start, frame_rows, initial_noise, sample
 

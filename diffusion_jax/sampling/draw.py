@@ -53,7 +53,7 @@ def sample(
     *,
     context: Float[np.ndarray, "n feature"] | None = None,
     guidance: Guidance | Scalar | None = None,
-    worse: Model | None = None,
+    guide_model: Model | None = None,
     threshold: str = "none",
     start: Start | None = None,
     mask: Float[np.ndarray, "n height width 1"] | None = None,
@@ -66,11 +66,11 @@ def sample(
     progress: Callable[[int], object] | None = None,
     keep: Callable[[Samples], Samples] | None = None,
 ) -> Samples:
-    """Draw n images. Image i depends on nothing but (model, tableau, seed, i, context[i]).
+    """Draw n images. Image i depends only on (model, tableau, seed, i, context[i]).
 
     context: a vector for each image; None stands for zeros, which means no context.
     guidance: classifier-free guidance, or its scale as a number; it costs a second pass.
-    worse: a model to guide away from, instead of the same model without context.
+    guide_model: a model to guide away from, instead of the same model without context.
     threshold: a spec from guidance.THRESHOLDS, which keeps predicted images within [-1, 1].
     start: the state to start from; None is noise with the standard deviation of the first level.
     mask: 1 where a pixel of start.images is known; it then replaces the predicted pixel.
@@ -87,14 +87,14 @@ def sample(
     require(n >= 1, f"n={n}: it must be at least 1")
     none = np.zeros((n, model.n_cfeat), np.float32)
     context = none if context is None else np.asarray(context, np.float32)
-    guide = _check_guidance(model, guidance, worse)
+    guide = _check_guidance(model, guidance, guide_model)
     tableau = for_cfg_pp(tableau) if guide and guide.renoise_bad else tableau
     _check_arrays(model, n, context, start, mask)
     devices = tuple(devices or parallel.first_devices(jax.device_count()))
     if start is None:
         zeros = np.broadcast_to(np.float32(0), (n, *model.network.image_shape))
         start = Start(zeros, 0.0, tableau.noise_scale)
-    models = (model,) if worse is None else (model, worse)
+    models = (model,) if guide_model is None else (model, guide_model)
     networks = tuple(computing_in(each.network, dtype) for each in models)
     run = _compiled(networks, model.prediction, model.schedule.steps, threshold, devices, dtype)
     numbers = _numbers(tableau, start, tableau.rows if rows is None else rows, frames)
@@ -168,7 +168,7 @@ def _compiled(
     devices: tuple[jax.Device, ...],
     dtype: str,
 ) -> Any:
-    """Return the program that runs all tableaus on a network, and on a worse one if given."""
+    """Return the program that runs all tableaus on a network, and on a guide model if given."""
     change = guiding.threshold(threshold)
 
     @products_in(dtype)
@@ -191,8 +191,8 @@ def _compiled(
         for network, weights in zip(networks, variables, strict=True):
             folded, weights = network.for_sampling(weights)  # once, before the loop
             applies.append(partial(folded.apply, weights))
-        apply, *worse = applies
-        denoise = guiding.network_denoiser(apply, prediction, timesteps, context, guidance, *worse)
+        apply, *guide = applies
+        denoise = guiding.network_denoiser(apply, prediction, timesteps, context, guidance, *guide)
         if threshold != "none":
             denoise = guiding.changed(denoise, change)
         if mask is not None:
@@ -239,31 +239,31 @@ def _check_arrays(
 
 
 def _check_guidance(
-    model: Model, guidance: Guidance | Scalar | None, worse: Model | None
+    model: Model, guidance: Guidance | Scalar | None, guide_model: Model | None
 ) -> Guidance | None:
     """Return the guidance in the types of the program.
 
     Raise InputError if it is invalid, or if it does not fit the model.
     """
     if guidance is None:
-        require(worse is None, "a worse model without guidance: give a scale")
+        require(guide_model is None, "a guide_model without guidance: give a scale")
         return None
     guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     guiding.check_guidance(guide)
-    if worse is not None:
-        _check_same_kind(model, worse)
+    if guide_model is not None:
+        _check_same_kind(model, guide_model)
     return Guidance(*map(np.float32, guide))
 
 
-def _check_same_kind(model: Model, worse: Model) -> None:
+def _check_same_kind(model: Model, guide_model: Model) -> None:
     """Raise InputError unless two models denoise the same images on the same forward process."""
     for name in ("image_shape", "n_cfeat"):
-        ours, theirs = getattr(model.network, name), getattr(worse.network, name)
-        require(ours == theirs, f"the other model has {name}={theirs}: it must be {ours}")
-    same = model.prediction == worse.prediction and all(
-        map(np.array_equal, model.schedule[:2], worse.schedule[:2])
+        ours, theirs = getattr(model.network, name), getattr(guide_model.network, name)
+        require(ours == theirs, f"the guide model has {name}={theirs}: it must be {ours}")
+    same = model.prediction == guide_model.prediction and all(
+        map(np.array_equal, model.schedule[:2], guide_model.schedule[:2])
     )
-    require(same, "the other model was trained with another schedule or prediction")
+    require(same, "the guide model was trained with a different schedule or prediction")
 
 
 def frame_rows(tableau: Tableau, timesteps: int, rule: str = "course") -> list[int]:

@@ -138,7 +138,7 @@ class Editor(NamedTuple):
         tableau = ddim_inversion(
             self.model.schedule, self.grid, _bounded("iterations", iterations, 1, most)
         )
-        return self.sample(tableau, Start(self.images), guidance=None, worse=None)
+        return self.sample(tableau, Start(self.images), guidance=None, guide_model=None)
 
     def denoise(self, noise: ndarray) -> ndarray:
         """Return the images that DDIM draws from given noise."""

@@ -34,8 +34,8 @@ class Gaussian(NamedTuple):
 def spectrum(data: Float[ndarray, "N D"]) -> Gaussian:
     """Return the Gaussian with the mean and covariance of data, in principal coordinates.
 
-    They are independent, and a sampler treats all coordinates alike, so its errors are those on the
-    Gaussian with the whole covariance.
+    These coordinates are independent, and a sampler treats all coordinates in the same way. So its
+    errors are those on the Gaussian with the whole covariance.
     """
     variance, directions = np.linalg.eigh(np.atleast_2d(np.cov(data, rowvar=False)))
     return Gaussian(data.mean(0, dtype=np.float64) @ directions, np.maximum(variance, 0))

@@ -43,7 +43,7 @@ def write(path: Path, tableau: Tableau, sampler: str, schedule: str) -> None:
 
 
 def read(path: Path) -> Tableau:
-    """Return the tableau in a file. Raise InputError if it is damaged or of another version."""
+    """Return the tableau in a file. Raise InputError if it is damaged or of a different version."""
     found = read_json(path, MOST_BYTES)
     known = isinstance(found, dict) and found.get("schema") == SCHEMA
     require(known, f'{path} is not a sampler file: it must be JSON with "schema": "{SCHEMA}"')
@@ -62,7 +62,7 @@ def read(path: Path) -> Tableau:
 
 
 def file(schedule: NoiseSchedule, path: Path | None = None, digest: str = "") -> Tableau:
-    """A sampler from a JSON file, as convert --to=FILE.json or another program writes it.
+    """The sampler in a JSON file, written by convert --to=FILE.json or by a different program.
 
     digest: the first digits of the file's hash; a file that changed since is refused.
     """
@@ -80,7 +80,7 @@ def file(schedule: NoiseSchedule, path: Path | None = None, digest: str = "") ->
     if len(off):
         pair = f"{alpha[off[0]]:.6g} and {sigma[off[0]]:.6g} at t={t[off[0]]:g}"
         its = f"{own.alpha[off[0]]:.6g} and {own.sigma[off[0]]:.6g}"
-        raise InputError(f"{path} is for another schedule: alpha, sigma are {pair}, not {its}")
+        raise InputError(f"{path} is for a different schedule: alpha, sigma are {pair}, not {its}")
     begins = np.flatnonzero(np.append(True, ends[:-1]))
     rises = (np.diff(t[begins]) >= 0) & ~(mix[begins[1:] - 1, :, XI] != 0).any(1)
     rows = f"rows {begins[1:][rises][:5]} of {path} begin a step that does not descend: "
