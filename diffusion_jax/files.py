@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import stat
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -135,6 +136,25 @@ def save_npy(path: FilePath, array: ArrayLike) -> None:
     buffer = io.BytesIO()  # np.save to a file does not report why it failed
     np.save(buffer, np.asarray(array), allow_pickle=False)
     write_atomically(path, buffer.getbuffer())
+
+
+def load_npy(path: str) -> np.ndarray:
+    """Read the array of a .npy file into memory. Raise InputError naming the file."""
+    require(os.path.lexists(path), f"{path}: there is no such file")
+    require(os.path.isfile(path), f"{path} is not a .npy file of numbers: it is not a file")
+    reason = ""
+    try:
+        with open_file(path) as file, warnings.catch_warnings(action="ignore"):  # about Python 2
+            if file.peek().startswith(b"\x93NUMPY"):
+                return np.lib.format.read_array(file, allow_pickle=False)
+            reason = explain(file.read(HEAD), "give one array, as np.save writes it")
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # a damaged header can raise anything
+        reason = str(error)
+        if "allow_pickle" in reason:
+            reason = "it holds Python objects: make one array of numbers of them, and save that"
+    raise InputError(f"{path} is not a .npy file of numbers: {reason}")
 
 
 def sniff(data: bytes) -> str:

@@ -23,9 +23,8 @@ import numpy as np
 from absl import flags
 
 from diffusion_jax import evaluation, samplers
-from diffusion_jax.data import load_npy
 from diffusion_jax.evaluation import LEAST, MOST, RealImages, classifier
-from diffusion_jax.files import read_json, write_atomically
+from diffusion_jax.files import load_npy, read_json, write_atomically
 from diffusion_jax.runs import environment, load_config, load_model
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.reports import Section, gallery, table, write_report

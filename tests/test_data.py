@@ -10,6 +10,7 @@ from PIL import Image
 
 from diffusion_jax import data
 from diffusion_jax.data.batches import indices
+from diffusion_jax.data.frames import Frame
 from diffusion_jax.data.image_folders import image_folder
 from diffusion_jax.data.npy_files import npy_pair
 from diffusion_jax.runs.config import Config
@@ -73,6 +74,8 @@ LABELS: dict[str, tuple] = {  # (labels, given names) -> (context vectors, names
     "rows": (ONE_HOT.astype(np.float64), (), ONE_HOT, CLASSES),
     "mixed": (MIXED, (), MIXED, CLASSES),
     "half": (MIXED.astype(np.float16), (), MIXED, CLASSES),
+    "words": (np.array(list("bcccab")), (), np.eye(3)[[1, 2, 2, 2, 0, 1]], (*"abc",)),
+    "words, named": (np.array(list("baaaba")), ("b", "a"), np.eye(2)[[0, 1, 1, 1, 0, 1]], (*"ba",)),
     "five features": (np.zeros((N, 5)), (), np.zeros((N, 5)), COURSE),
 }
 
@@ -146,7 +149,8 @@ def test_images_that_do_not_fit_are_named(tmp_path, images, message) -> None:
         (np.array([0, 0.5, 2, 0, 0, 0]), "class number 0.5: it must be whole"),
         (NUMBERS[:, None] * 1.0, r"labels of shape \(6, 1\) of whole numbers: give class numbers"),
         (np.full((N, 3), 1j), "labels of type complex128: they must be numbers"),
-        (np.array(list("abcdef")), "labels of type <U1: they must be numbers"),
+        (np.array([list("abcdef")] * N), r"labels of shape \(6, 6\) of words: .*\(N,\) class"),
+        (np.array([*"abcde", "x" * 101]), "class name 'x*': give it a different one, of at most"),
     ],
 )
 def test_labels_that_do_not_fit_are_named(tmp_path, labels, message) -> None:
@@ -291,7 +295,7 @@ def test_image_size_scales_every_image(tmp_path) -> None:
     small = np.random.default_rng(2).integers(0, 256, (4, 4, 3), np.uint8)
     put(tmp_path / "a" / "large.png", Image.fromarray(large))
     put(tmp_path / "a" / "small.png", Image.fromarray(small))
-    images = image_folder(str(tmp_path), 8).images
+    images = image_folder(str(tmp_path), Frame((8, 8))).images
     means = large.reshape(8, 2, 8, 2, 3).mean((1, 3))
     np.testing.assert_allclose(images[0], means, atol=1)  # Pillow rounds after each axis
     np.testing.assert_array_equal(images[1], small.repeat(2, 0).repeat(2, 1))
@@ -332,6 +336,11 @@ def two_sizes(folder: Path) -> None:
     put(folder / "b" / "y.png", Image.new("RGB", (12, 12)))
 
 
+def mixed(folder: Path) -> None:
+    put(folder / "a" / "x.png", Image.new("RGB", (8, 8)))
+    put(folder / "y.png", Image.new("RGB", (8, 8)))
+
+
 def cut_png(folder: Path) -> None:
     put(folder / "a" / "x.png", Image.effect_noise((64, 64), 50))
     data = (folder / "a" / "x.png").read_bytes()
@@ -346,17 +355,29 @@ def text_png(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("fill", "message"),
     [
-        (lambda folder: None, "no images in it: it must hold one subfolder for each class"),
+        (lambda folder: None, "no images in it: it must hold images, or one subfolder"),
         (lambda folder: (folder / "a").mkdir(), "no images in it"),
-        (lambda folder: put(folder / "x.png", Image.new("L", (8, 8))), r"x\.png is not in the su"),
-        (nested, r"a/b/x\.tif is not in the subfolder of a class: it must hold one subfolder for"),
-        (two_sizes, r"b/y\.png has size \(12, 12\) where .*a/x\.png has \(8, 8\): .*size=N"),
+        (mixed, r"y\.png is not in the subfolder of a class: it must hold images, or one sub"),
+        (nested, r"a/b/x\.tif is not in the subfolder of a class: it must hold images, or one su"),
+        (
+            two_sizes,
+            r"b/y\.png has size \(12, 12\) where .*a/x\.png has \(8, 8\): .*size=N",
+        ),
         (text_png, r"a/x\.png cannot be read as an image"),
         (cut_png, r"a/x\.png cannot be read as an image"),
         (lambda folder: put(folder / "a/x.png", Image.new("I;16", (8, 8))), "8 bits a channel"),
     ],
     ids=[
-        *("empty", "empty-class", "no-class", "nested", "two-sizes", "text", "cut", "16-bit"),
+        *(
+            "empty",
+            "empty-class",
+            "loose-and-class",
+            "nested",
+            "two-sizes",
+            "text",
+            "cut",
+            "16-bit",
+        ),
     ],
 )
 def test_folders_that_do_not_fit_are_named(tmp_path, fill, message) -> None:

@@ -35,6 +35,7 @@ from PIL import Image
 
 from diffusion_jax import samplers, spec
 from diffusion_jax.data import CLASS_NAMES, Dataset, contexts
+from diffusion_jax.data.frames import Frame
 from diffusion_jax.data.image_folders import image_folder
 from diffusion_jax.data.npy_files import npy_pair
 from diffusion_jax.diffusion import schedules
@@ -346,7 +347,8 @@ def on_pictures(given: tuple[bytes, str, int], folder: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(data)
     try:
-        assert image_folder(str(folder), size).images.dtype == np.uint8
+        frame = Frame((size, size) if size else None)
+        assert image_folder(str(folder), frame).images.dtype == np.uint8
     finally:
         path.unlink()
 
@@ -433,13 +435,13 @@ def png_claiming(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [8196, 10_000, 20_000, 2**31 - 1])
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path, side: int) -> None:
     put(tmp_path, "a/x.png", png_claiming(side, side))
-    assert refused(lambda: image_folder(str(tmp_path), 8))
+    assert refused(lambda: image_folder(str(tmp_path), Frame((8, 8))))
 
 
 def test_a_whole_bomb_is_refused(tmp_path) -> None:
     """Use 20,000 x 20,000 white pixels: 49 kB as a file, 1.6 GB as RGBA."""
     put(tmp_path, "a/x.png", picture("1", "PNG", (20_000, 20_000)))
-    assert refused(lambda: image_folder(str(tmp_path), 8))
+    assert refused(lambda: image_folder(str(tmp_path), Frame((8, 8))))
 
 
 def test_hidden_files_and_folders_without_images_are_no_classes(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""Data sets: drawn sprites, the course's .npy files, image folders; and the batches of a step."""
+"""Data sets: drawn sprites, files and folders of images; and the batches of a step."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,8 +12,13 @@ from diffusion_jax.data.dataset import (
     fingerprint,
     split,
 )
+from diffusion_jax.data.digits import digits
+from diffusion_jax.data.hugging_face import hf
 from diffusion_jax.data.image_folders import folder
-from diffusion_jax.data.npy_files import default_class_names, load_npy, npy
+from diffusion_jax.data.labels import default_class_names
+from diffusion_jax.data.npy_files import npy
+from diffusion_jax.data.npz_files import npz
+from diffusion_jax.data.sheets import sheet
 from diffusion_jax.data.sprites import CLASS_NAMES, drawn, sprites
 from diffusion_jax.typing import InputError, require
 
@@ -25,8 +30,12 @@ def unknown() -> Source:
 
 DATA: dict[str, Callable[..., Source]] = {
     "sprites": drawn,
-    "npy": npy,
     "folder": folder,
+    "sheet": sheet,
+    "npy": npy,
+    "npz": npz,
+    "digits": digits,
+    "hf": hf,
     "unknown": unknown,
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from numpy import ndarray
 
+from diffusion_jax.data.frames import WHOLE, Frame
 from diffusion_jax.typing import InputError, require
 
 LONGEST = 100  # characters of a class name
@@ -45,10 +46,10 @@ class Source(NamedTuple):
     fresh: Callable[[int, int], Dataset] | None = None
 
 
-def hold_out(dataset: Dataset, part: float) -> Source:
-    """Return recorded images of which training does not see a part, in [0, 1)."""
+def hold_out(dataset: Dataset, part: float, frame: Frame = WHOLE) -> Source:
+    """Return recorded images in a frame. Training does not see a part of them, in [0, 1)."""
     require(0 <= part < 1, f"held_out={part}: it must be in [0, 1)")
-    return Source(dataset, part)
+    return Source(dataset._replace(images=frame.arrays(dataset.images)), part)
 
 
 def digests(rows: ndarray) -> list[bytes]:
@@ -103,11 +104,16 @@ def check_rows(n_images: int, labels: ndarray, source: str) -> None:
 
 
 def check(dataset: Dataset, source: str) -> Dataset:
-    """Return the data set. Raise InputError naming source and fault if it cannot be trained on."""
+    """Return the data set, whose images may be (N, height, width), with an axis of channels.
+
+    Raise InputError naming source and fault if it cannot be trained on.
+    """
     images, labels, names = dataset[:3]
     shape = images.shape
+    if images.ndim == 3:
+        images = images[..., None]
     must = "they must be (N, height, width), (N, height, width, 1) or (N, height, width, 3)"
-    fits = images.ndim == 4 and shape[3] in (1, 3)
+    fits = images.ndim == 4 and images.shape[3] in (1, 3)
     require(fits, f"{source}: images of shape {shape}: {must}")
     fits = images.dtype == np.uint8
     require(fits, f"{source}: images of type {images.dtype}: they must be uint8, 0..255")
@@ -122,7 +128,7 @@ def check(dataset: Dataset, source: str) -> Dataset:
         f"{labels.shape[1]} label columns: there must be one for each (class_names=...)",
     )
     check_class_names(names, f"{source}: ")
-    return dataset
+    return dataset._replace(images=images)
 
 
 def split(dataset: Dataset, held_out: float) -> tuple[Dataset, Dataset]:

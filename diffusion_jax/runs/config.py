@@ -146,10 +146,14 @@ class Config:
         return self.override(**values)
 
     def fill_in(self, dataset: Dataset) -> "Config":
-        """Return the configuration with what the data decides."""
+        """Return the configuration with what the data decides.
+
+        A run on images without labels is one without context.
+        """
         seen = len(dataset.images) * self.epochs + self.batch_size
         require(seen < 2**31, f"epochs={self.epochs}: too many for int32 step counters")
         return self.override(
+            null_context=self.null_context or not dataset.labels.any(),
             image_shape=dataset.images.shape[1:],
             class_names=dataset.class_names,
             fingerprint=dataset.fingerprint,

@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from diffusion_jax.data import load_npy
 from diffusion_jax.diffusion import grids
 from diffusion_jax.diffusion.grids import Grid
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.diffusion.schedules import NoiseSchedule
+from diffusion_jax.files import load_npy
 from diffusion_jax.samplers import Tableau, ddim, ddim_inversion
 from diffusion_jax.sampling.draw import Start, initial_noise, sample
 from diffusion_jax.spec import Spec, choose
