@@ -25,7 +25,7 @@ from diffusion_jax.typing import InputError, require
 
 Component = Callable[..., Any]
 Registry = Mapping[str, Component]
-HIDDEN = ("parent", "name")  # fields of every Flax module
+FLAX = {"parent", "name"}  # fields of every Flax module, which are no options
 
 
 class Spec(NamedTuple):
@@ -126,17 +126,22 @@ def build(text: str, registry: Registry, what: str, **supplied: Any) -> Any:
 
 def parameters(component: Component, supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
     """Return the options of a component by name: what a text can set and `supplied` does not."""
+    known = _known(component, supplied)
+    return {key: option for key, option in known.items() if _kinds(option.annotation)}
+
+
+def _known(component: Component, supplied: Iterable[str]) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a component by name, without those that are supplied."""
     found = inspect.signature(component, eval_str=True).parameters
-    hidden = {*HIDDEN, *supplied}
-    return {k: v for k, v in found.items() if k not in hidden and _kinds(v.annotation)}
+    hidden = {*supplied, *(FLAX if found.keys() >= FLAX else ())}
+    return {key: option for key, option in found.items() if key not in hidden}
 
 
 def check(
     component: Component, options: Mapping[str, Any], name: str, supplied: Iterable[str] = ()
 ) -> None:
     """Raise InputError unless a component takes options of these names and types."""
-    found = inspect.signature(component, eval_str=True).parameters
-    known = {key: option for key, option in found.items() if key not in {*HIDDEN, *supplied}}
+    known = _known(component, supplied)
     for key, value in options.items():
         require(key in known, _unknown(key, name, known))
         kinds = _kinds(known[key].annotation)

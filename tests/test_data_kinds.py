@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -294,3 +295,90 @@ def test_archives_that_do_not_fit_are_named(tmp_path, kind: str) -> None:
     write(path)
     with pytest.raises(InputError, match=f"^{path}:? {message}"):
         data.load(f"npz:{path}")
+
+
+# ---------------------------------------------------------------------------------- libraries
+
+
+def test_digits_of_scikit_learn() -> None:
+    sklearn = pytest.importorskip("sklearn.datasets").load_digits()
+    found = data.load("digits")
+    assert found.images.shape == (1797, 8, 8, 1)
+    np.testing.assert_allclose(found.images[..., 0] / 255, sklearn.images / 16, atol=1 / 500)
+    assert [found.class_names[at] for at in found.labels.argmax(1)] == [*map(str, sklearn.target)]
+    assert data.load("digits:size=12:fit=pad").images[0, :2].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("digits", "sklearn.datasets"), ("hf:name=x", "datasets")]
+)
+def test_a_library_that_is_not_installed_is_named(monkeypatch, kind: str, module: str) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=r"is not installed: pip install '\.\[(digits|hf)\]'"):
+        data.load(kind)
+
+
+@pytest.fixture(scope="module")
+def hugging(tmp_path_factory) -> Path:
+    """Make the data set in each form that it has on a disk."""
+    library = pytest.importorskip("datasets")
+    library.disable_progress_bars()
+    folder = tmp_path_factory.mktemp("hugging")
+    features = library.Features(
+        image=library.Image(),
+        label=library.ClassLabel(names=["cat", "dog"]),
+        word=library.Value("string"),
+        vector=library.List(library.Value("float32")),
+    )
+    columns = {
+        "image": [Image.fromarray(image) for image in COLOURS],
+        "label": [0, 1, 1, 0, 0, 1],
+        "word": [*"bababa"],
+        "vector": [[0.5, number] for number in range(6)],
+    }
+    whole = library.Dataset.from_dict(columns, features=features)
+    whole.save_to_disk(folder / "one")
+    library.DatasetDict(train=whole, test=whole.select([1, 0])).save_to_disk(folder / "two")
+    (folder / "parquet").mkdir()
+    whole.to_parquet(folder / "parquet" / "train.parquet")
+    for name, image in zip(("cat/x.png", "dog/y.png"), COLOURS, strict=False):
+        put(folder / "images" / name, Image.fromarray(image))
+    return folder
+
+
+HUGGING: dict[str, tuple] = {  # which images, their labels, class names
+    "one": (range(6), [0, 1, 1, 0, 0, 1], ("cat", "dog")),
+    "two:split=test": ([1, 0], [1, 0], ("cat", "dog")),
+    "parquet": (range(6), [0, 1, 1, 0, 0, 1], ("cat", "dog")),
+    "images": ([0, 1], [0, 1], ("cat", "dog")),
+    "one:label=word": (range(6), [1, 0, 1, 0, 1, 0], ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("name", HUGGING)
+def test_data_of_hugging_face(hugging, name: str) -> None:
+    chosen, labels, names = HUGGING[name]
+    found = data.load(f"hf:name={hugging}/{name}")
+    np.testing.assert_array_equal(found.images, COLOURS[list(chosen)])
+    np.testing.assert_array_equal(found.labels, np.eye(2)[labels])
+    assert found.class_names == names
+
+
+def test_vectors_of_hugging_face(hugging) -> None:
+    found = data.load(f"hf:name={hugging}/one:label=vector:size=4:channels=1")
+    assert found.images.shape == (6, 4, 4, 1)
+    np.testing.assert_array_equal(found.labels, [[0.5, number] for number in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("one:image=photo", "no column photo: choose from image, label, word, vector with image=N"),
+        ("one:image=word", "there are no images in column word: give image=NAME"),
+        ("two:split=valid", "has no split valid: choose from train, test"),
+        ("nowhere", "nowhere:split=train cannot be read: "),
+    ],
+)
+def test_data_of_hugging_face_that_do_not_fit(hugging, options: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        data.load(f"hf:name={hugging}/{options}")

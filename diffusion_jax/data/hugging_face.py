@@ -58,5 +58,10 @@ def _open(library: Any, name: str, subset: str | None, split: str) -> Any:
     """Return the split of a data set from a folder of save_to_disk, or by its name."""
     if any((Path(name) / file).exists() for file in ("dataset_dict.json", "state.json")):
         stored = library.load_from_disk(name)
-        return stored[split] if isinstance(stored, library.DatasetDict) else stored
+        if isinstance(stored, library.DatasetDict):
+            require(
+                split in stored, f"{name} has no split {split}: choose from {', '.join(stored)}"
+            )
+            return stored[split]
+        return stored
     return library.load_dataset(name, subset, split=split)
