@@ -1,4 +1,4 @@
-"""Convert a run to a sampler file, to or from PyTorch weights, or to another average of weights.
+"""Convert a run to a sampler file, to or from PyTorch weights, or to a different average.
 
   python -m experiments.convert --from=checkpoints/demo --to=demo.sampler --sampler=ddim:25
   python -m experiments.convert --from=checkpoints/demo --to=mine.json --sampler=unipc:10

@@ -201,7 +201,9 @@ def measure(
     options: dict[str, Any],
     evaluate: Callable[[], Callable],
 ) -> dict[str, Any]:
-    """Return the measures of samples, and the seconds to draw them. evaluate: makes a measure."""
+    """Return the measures of samples, and the seconds to draw them.
+
+    evaluate: returns the function that measures; it is called only if it is needed."""
     sample(model, tableau, options["batch_size"], rows=0, **options)  # this compiles
     begin = time.perf_counter()
     images, contexts = draw_like(model, tableau, labels, n, **options)

@@ -28,6 +28,7 @@ from zlib import crc32
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from absl import flags
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -246,7 +247,7 @@ STATE_DICTS = st.one_of(
         st.one_of(st.none(), st.none(), st.integers()),
         st.binary(max_size=64),
     ),
-    mutated(torch_weights.encode_safetensors(STATE)),
+    mutated(safetensors.numpy.save(STATE)),
 )
 CLASSES = st.one_of(st.just(CLASS_NAMES), st.lists(WORDS, max_size=4, unique=True).map(tuple))
 CONTEXT = st.one_of(

@@ -8,7 +8,7 @@ import pytest
 from diffusion_jax import samplers
 from diffusion_jax.diffusion import grids, schedules
 from diffusion_jax.tableau import Row, Tableau, symbols, tabulate
-from diffusion_jax.tableau.identity import ABOVE, EQUAL, LAST, canonical, group, is_same
+from diffusion_jax.tableau.identity import EQUAL, canonical, group, is_same
 from tests.interpreter import interpret, mixture
 
 LINEAR = "linear:steps=1000"
@@ -23,8 +23,8 @@ SETTINGS = {  # schedule, grid, steps
 }
 HOLDS = {
     "always": SETTINGS.keys(),
-    LAST: SETTINGS.keys() - {"cosine"},
-    ABOVE: {"cosine"},
+    "where the grid ends at clean data": SETTINGS.keys() - {"cosine"},
+    "where the grid ends above clean data": {"cosine"},
     "in fewer than 10 steps": {"few"},
     "where alpha is constant, as in the schedule karras": {"karras"},
 }

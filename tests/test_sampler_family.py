@@ -47,15 +47,14 @@ def as_map(tableau: Tableau) -> np.ndarray:
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -> None:
     schedule = schedules.course(40)
-    for n in (1, 2, 3, 4, 7, 15, 40):
+    for n in (1, 2, 3, 7, 40):
         tableau = check(samplers.build(name, schedule, n, grid))
+        first = samplers.build("ddim", schedule, n, grid)
         assert tableau.registers <= REGISTERS
         assert tableau.ends_step.sum() == n or name == "restart"
         assert not np.any(tableau.mix[-1, 0, XI]), "the last step adds no noise"
-        assert (tableau.t[0], tableau.alpha[0]) == (
-            samplers.build("ddim", schedule, n, grid).t[0],
-            samplers.build("ddim", schedule, n, grid).alpha[0],
-        ) or name == "edm"
+        same = (tableau.t[0], tableau.alpha[0]) == (first.t[0], first.alpha[0])
+        assert same or name == "edm"
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -10,19 +10,12 @@ import pytest
 
 from diffusion_jax.data import Dataset
 from diffusion_jax.runs import metrics, trackers
-from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.trackers import Tracker
 from diffusion_jax.runs.trainer import Keeping, train_run
 from diffusion_jax.typing import InputError
+from tests.models import TINY
 
-SMALL = Config(
-    network="context_unet:n_feat=8",
-    image_shape=(8, 8, 3),
-    class_names=("a", "b"),
-    schedule="course:steps=40",
-    batch_size=4,
-    epochs=2,
-)
+SMALL = TINY.override(class_names=("a", "b"), batch_size=4, epochs=2)
 LABELS = np.eye(2, dtype=np.float32)[np.arange(8) % 2]
 DATA = Dataset(np.arange(8 * 192).reshape(8, 8, 8, 3).astype(np.uint8), LABELS, ("a", "b"))
 RECORDS = [{"step": step, "epoch": 0, "loss": loss} for step, loss in ((1, 0.5), (2, None))]

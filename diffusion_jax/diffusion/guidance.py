@@ -160,7 +160,8 @@ def network_denoiser(
         if guidance is None:
             return parameterization.decode(apply(inputs, t, context), x, level)
         if guide_model is None:
-            good, bad = _both(apply, inputs, t, context)
+            contexts = jnp.concatenate([context, jnp.zeros_like(context)])
+            good, bad = jnp.split(apply(jnp.concatenate([inputs, inputs]), t, contexts), 2)
         else:
             good, bad = apply(inputs, t, context), guide_model(inputs, t, context)
         inside = (level.sigma > guidance.low * level.alpha) & (
@@ -173,12 +174,6 @@ def network_denoiser(
         return Prediction(x0, jnp.where(inside & (guidance.renoise_bad > 0), noise_of_bad, eps))
 
     return denoise
-
-
-def _both(apply: Apply, x: Images, t: Float[Array, ""], context: Context) -> list[Images]:
-    """Return the outputs with and without context."""
-    contexts = jnp.concatenate([context, jnp.zeros_like(context)])
-    return jnp.split(apply(jnp.concatenate([x, x]), t, contexts), 2)
 
 
 def _rescale(output: Images, good: Images, part: Float[Array, ""]) -> Images:

@@ -163,7 +163,7 @@ def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
 
 @lru_cache
 def apply(net: Classifier, method: str, devices: tuple[jax.Device, ...]) -> Any:
-    """Return compiled (params, pixels) -> features or logits, for map_rows."""
+    """Return the compiled function (params, pixels) -> features or logits, for map_rows."""
     run = partial(net.apply, method=method)
     return data_parallel(
         lambda params, x: run({"params": params}, x), (None, 0), 0, devices=devices

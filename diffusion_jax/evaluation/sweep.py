@@ -115,10 +115,10 @@ def front(points: Iterable[Point], cost: str) -> list[Point]:
 
 
 def choose_within(points: Sequence[Point], budget: int) -> tuple[Point, Point] | None:
-    """Return a cheap point and the best point of those with at most budget evaluations.
+    """Return the cheapest good point and the best point with at most `budget` evaluations.
 
-    The first is the cheapest point whose difference from the best one is within a standard error.
-    Return None if every point has more evaluations.
+    A point is good if its difference from the best one is within a standard error. Return None if
+    every point has more evaluations.
     """
     able = [point for point in points if point.evaluations <= budget]
     if not able:

@@ -22,6 +22,7 @@ NESTED = ("model_state_dict", "state_dict", "model")  # keys of a checkpoint tha
 PREFIXES = ("module.", "_orig_mod.")  # added by DataParallel and by torch.compile
 FORMS = ("a ZIP archive", "a pickle, which is never run", UNKNOWN)  # kinds of files with weights
 StateDict = dict[str, np.ndarray]
+Codec = tuple[Callable[[bytes], StateDict], Callable[[StateDict], bytes]]  # decode, encode
 
 LEAVES = {
     ("params", "kernel"): "weight",
@@ -173,7 +174,7 @@ def torch_name(path: tuple[str, ...]) -> str:
     return ".".join([*dotted, LEAVES[collection, leaf]])
 
 
-def codec(path: Path) -> tuple[Callable[[bytes], StateDict], Callable[[StateDict], bytes]]:
+def codec(path: Path) -> Codec:
     """Return the functions that decode and encode files with this suffix."""
     require(path.suffix in CODECS, f"{path}: give a file ending in {', '.join(CODECS)}")
     return CODECS[path.suffix]
@@ -218,13 +219,8 @@ def decode_safetensors(data: bytes) -> StateDict:
     }
 
 
-def encode_safetensors(state_dict: StateDict) -> bytes:
-    """Encode tensors as a safetensors file."""
-    return safetensors.numpy.save(state_dict)
-
-
-CODECS = {
+CODECS: dict[str, Codec] = {
     ".pth": (decode_torch, encode_torch),
     ".pt": (decode_torch, encode_torch),
-    ".safetensors": (decode_safetensors, encode_safetensors),
+    ".safetensors": (decode_safetensors, safetensors.numpy.save),
 }

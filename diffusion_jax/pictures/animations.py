@@ -27,7 +27,8 @@ def gif_bytes(
     """Animate frames (frame, batch, height, width, channel), laid out as by `grid`, as a GIF.
 
     It loops, and shows the last frame for 2 seconds. Up to 240 colours are exact. More colours are
-    reduced without dithering to a palette that weighs the last frame as much as all others.
+    reduced without dithering; in the choice of the palette, the last frame counts as much as all
+    others together.
     """
     interval = _interval(fps)
     palette, indices = _palette(pixels_of("frames", frames, FRAMES, scaling))

@@ -16,7 +16,7 @@ OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def check_writable(folder: Path, name: str) -> None:
-    """Raise InputError unless files can be made in a folder, or in the parent that it needs.
+    """Raise InputError unless files can be made in a folder, or in its nearest existing parent.
 
     Make a file to find out, because permissions do not show what a mount or a server allows.
     """
@@ -78,7 +78,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _is_held(file: int, holder: list[str]) -> bool:
-    """Take the lock, and return whether another process has it."""
+    """Take the lock, and return whether a different process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

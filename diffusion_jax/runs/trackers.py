@@ -25,7 +25,7 @@ Picture = UInt8[ndarray, "height width 3"]
 class Tracker:
     """The methods of a tracker, which do nothing here.
 
-    Steps that were tracked before a restart may come again. needs: the module of the extra
+    Steps that were tracked before a restart may be sent again. needs: the module of the extra
     `trackers` that the tracker imports, or "".
     """
 

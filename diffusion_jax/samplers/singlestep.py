@@ -133,19 +133,15 @@ def single_steps(
     require(predict in ("x0", "eps"), f"predict={predict!r}: it must be x0 or eps")
     s = symbols(order - 1)
     rows: list[Row] = []
+    whole: tuple[Places, Weigh] = [], lambda kappa: np.zeros((1, 0))  # without inner stages
     steps = zip(grid.levels[:-1], grid.levels[1:], *ancestral_ratios(grid, ancestral), strict=True)
     for step, (start, end, down, up) in enumerate(steps):
         first, last = grid.ratio[step], Level(end.t, end.alpha, end.alpha * down)
-        places, weigh = scheme(step) if down > 0 and first < np.inf else ([], _nothing)
+        places, weigh = scheme(step) if down > 0 and first < np.inf else whole
         ratios = zip(places, first * (down / first) ** np.array(places), strict=True)
         inner = [last if np.isclose(c, 1) else schedule.at_ratio(ratio) for c, ratio in ratios]
         rows += _single_step(s, [start, *inner, last], predict, weigh, noise, up)
     return tabulate(rows)
-
-
-def _nothing(kappa: ndarray) -> ndarray:
-    """Return the weights of a step without inner stages."""
-    return np.zeros((1, 0))
 
 
 def _single_step(

@@ -105,7 +105,9 @@ def sample(
         parts.append(batch if keep is None else keep(batch))
         if progress is not None:
             progress(len(batch.images))
-    return _joined(parts)
+    images, kept = zip(*parts, strict=True)
+    states = None if kept[0] is None else np.concatenate(kept, axis=1)
+    return Samples(np.concatenate(images), states)
 
 
 def _numbers(tableau: Tableau, start: Start, rows: int, frames: Sequence[int] | None) -> tuple:
@@ -117,12 +119,6 @@ def _numbers(tableau: Tableau, start: Start, rows: int, frames: Sequence[int] | 
         np.int32(rows),
         None if frames is None else np.asarray(frames, np.int32),
     )
-
-
-def _joined(parts: Sequence[Samples]) -> Samples:
-    images, frames = zip(*parts, strict=True)
-    kept = None if frames[0] is None else np.concatenate(frames, axis=1)
-    return Samples(np.concatenate(images), kept)
 
 
 def images_at_once(n: int, model: Model, batch_size: int | None = None) -> int:
@@ -251,19 +247,14 @@ def _check_guidance(
     guide = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
     guiding.check_guidance(guide)
     if guide_model is not None:
-        _check_same_kind(model, guide_model)
+        for name in ("image_shape", "n_cfeat"):
+            ours, theirs = getattr(model.network, name), getattr(guide_model.network, name)
+            require(ours == theirs, f"the guide model has {name}={theirs}: it must be {ours}")
+        same = model.prediction == guide_model.prediction and all(
+            map(np.array_equal, model.schedule[:2], guide_model.schedule[:2])
+        )
+        require(same, "the guide model was trained with a different schedule or prediction")
     return Guidance(*map(np.float32, guide))
-
-
-def _check_same_kind(model: Model, guide_model: Model) -> None:
-    """Raise InputError unless two models denoise the same images on the same forward process."""
-    for name in ("image_shape", "n_cfeat"):
-        ours, theirs = getattr(model.network, name), getattr(guide_model.network, name)
-        require(ours == theirs, f"the guide model has {name}={theirs}: it must be {ours}")
-    same = model.prediction == guide_model.prediction and all(
-        map(np.array_equal, model.schedule[:2], guide_model.schedule[:2])
-    )
-    require(same, "the guide model was trained with a different schedule or prediction")
 
 
 def frame_rows(tableau: Tableau, timesteps: int, rule: str = "course") -> list[int]:

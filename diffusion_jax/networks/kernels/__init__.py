@@ -18,12 +18,12 @@ __all__ = ["KERNELS", "Channels", "Kernels", "Maps", "spread"]
 
 
 class Kernels(NamedTuple):
-    """A set of computations.
+    """One implementation of each computation.
 
     convolve: (x, kernel) -> y, for kernels of odd size. It keeps height and width, and pads the
     image with zeros.
-    normalise: (x, scale, bias, epsilon, axis) -> (y, mean, unbiased variance), by the moments of
-    the batch, which includes the batches of all devices mapped over `axis`. Only y has gradients.
+    normalise: (x, scale, bias, epsilon, axis) -> (y, mean, unbiased variance). The mean and the
+    variance are those of the batch, joined over all devices of `axis`. Only y has gradients.
     """
 
     convolve: Callable[..., Array]
