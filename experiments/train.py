@@ -49,7 +49,7 @@ def main(args: Args) -> None:
         trainer.check_folder(folder, config)
         devices = parallel.choose_devices(config.batch_size, args.devices)
     say(
-        f"{folder}: {len(dataset.images)} images of {', '.join(dataset.class_names)}; "
+        f"{folder}: {data.describe(dataset)}\n{folder}: "
         f"{config.epochs} epochs in batches of {config.batch_size} on {describe(devices)}"
     )
     trainer.train_run(folder, config, dataset, devices, keeping, say)

@@ -87,7 +87,8 @@ def run(folder, data) -> Path:
     """Return a trained run."""
     path = folder / "run"
     out = output_of("train", data, *TRAINING, "--devices=2", f"--run={path}")
-    assert f"{path}: 20 images of class0, class1, class2; 3 epochs in batches of 8 on 2 CPU" in out
+    assert f"{path}: 20 images of 8x8, RGB; 3 classes: class0 7, class1 7, class2 6" in out
+    assert f"{path}: 3 epochs in batches of 8 on 2 CPU" in out
     return path
 
 
@@ -138,7 +139,8 @@ def test_every_app_explains_itself(name: str) -> None:
 
 def test_a_run_holds_its_configuration_checkpoints_losses_and_report(run) -> None:
     assert {path.name for path in run.iterdir()} == {
-        *("config.json", "environment.json", "state", "averages", "metrics.jsonl", "report.html")
+        *("config.json", "environment.json", "state", "averages", "metrics.jsonl", "report.html"),
+        *("data.json", "data.png"),
     }
     config = load_config(run)
     assert (config.image_shape, config.n_cfeat, config.epochs) == ((8, 8, 3), 3, 3)
@@ -449,11 +451,11 @@ REFUSED = {
         ("--batch_size=7", "--devices=2"): r"batch_size=7 is not divisible by devices=2: take 8 im",
         ("--devices=0",): r"devices=0: this machine has 8",
         (f"--data={SPEC}none.npy",): r"none\.npy: there is no such file",
-        (f"--data={SPEC}height10.npy",): r"height=10: give a multiple of 4",
+        (f"--data={SPEC}height10.npy",): r"height=10: give a multiple of 4 .*size=N",
         (f"--data={SPEC}floats.npy",): r"floats\.npy.*type float64: they must be uint8",
         (f"--data={SPEC}text.npy",): r"text\.npy is not a \.npy file",
         ("--data=npy:labels=a.npy",): r"data=npy: give images=FILE\.npy",
-        ("--data=folder:path={}/empty",): r"empty: no images in it: it must hold one subfolder",
+        ("--data=folder:path={}/empty",): r"empty: no images in it: it must hold images, or one",
         ("--data=unknown",): r"data=unknown: these images are not recorded: name others with",
         (f"--data={SPEC}images.npy:labels={{}}/short.npy",): r"20 images but labels of shape \(19,",
         (f"--data={SPEC}images.npy:labels={{}}/nan.npy",): r"nan\.npy: labels must be finite num",

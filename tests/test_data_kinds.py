@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
+from diffusion_jax.data import Dataset
 from diffusion_jax.typing import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -382,3 +383,57 @@ def test_vectors_of_hugging_face(hugging) -> None:
 def test_data_of_hugging_face_that_do_not_fit(hugging, options: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         data.load(f"hf:name={hugging}/{options}")
+
+
+# ----------------------------------------------------------------------------------- summary
+
+
+def dataset(count: int, labels: np.ndarray, *names: str) -> Dataset:
+    images = np.zeros((count, 16, 12, 1), np.uint8)
+    return Dataset(images, np.float32(labels), names)
+
+
+WIDE = [f"class{number}" for number in range(20)]
+SUMMARIES = {  # data, the line, and counts of classes
+    "classes": (
+        dataset(1000, np.eye(2)[[0] * 999 + [1]], "cat", "dog"),
+        "1,000 images of 16x12, grey; 2 classes: cat 999, dog 1",
+        {"cat": 999, "dog": 1},
+    ),
+    "none": (dataset(3, np.zeros((3, 1)), "class0"), "3 images of 16x12, grey; no classes", {}),
+    "mixed": (
+        dataset(2, [[0.5, 0.5], [1, 0]], "cat", "dog"),
+        "2 images of 16x12, grey; contexts of 2 numbers: cat, dog",
+        {},
+    ),
+    "many": (
+        dataset(20, np.eye(20), *WIDE),
+        f"20 images of 16x12, grey; 20 classes: {' 1, '.join(WIDE[:16])} 1, ...",
+        dict.fromkeys(WIDE, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SUMMARIES)
+def test_a_summary_counts_images_and_classes(tmp_path, kind: str) -> None:
+    found, line, counts = SUMMARIES[kind]
+    assert data.describe(found) == line
+    data.write_summary(tmp_path, found)
+    written = json.loads((tmp_path / "data.json").read_text())
+    assert written["classes"] == counts
+    assert [written[key] for key in ("images", "height", "width", "channels")] == [
+        *found.images.shape
+    ]
+    with Image.open(tmp_path / "data.png") as picture:
+        assert picture.width >= 12
+
+
+def test_the_picture_of_a_summary_has_a_row_for_each_class(tmp_path) -> None:
+    colours = np.uint8([[255, 0, 0], [0, 255, 0]])
+    owner = np.array([0] * 20 + [1] * 3)
+    images = np.broadcast_to(colours[owner][:, None, None], (23, 16, 16, 3))
+    data.write_summary(tmp_path, Dataset(images, np.eye(2, dtype=np.float32)[owner], ("a", "b")))
+    with Image.open(tmp_path / "data.png") as picture:
+        pixels = np.asarray(picture).reshape(-1, 3)
+    shown = [np.all(pixels == colour, 1).sum() / 96**2 for colour in colours]
+    assert shown == [8, 3], "images of a class at 6 times their size"

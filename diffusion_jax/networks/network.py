@@ -80,19 +80,19 @@ class Network(nn.Module):
         return jnp.asarray(t).reshape(-1, 1), no_context if context is None else context
 
 
-def check_count(name: str, value: Any, multiple: int = 1, least: int = 1) -> None:
+def check_count(name: str, value: Any, multiple: int = 1, least: int = 1, advice: str = "") -> None:
     """Raise InputError unless value is a whole multiple of `multiple`, from `least` to MOST."""
     if isinstance(value, int) and value > MOST:
         raise InputError(f"{name}={value}: it must be at most {MOST}")
     fits = isinstance(value, int) and value % multiple == 0 and value >= least
     of = f"a multiple of {multiple}" if multiple > 1 else "an integer"
-    require(fits, f"{name}={value!r}: give {of} from {max(multiple, least)} up")
+    require(fits, f"{name}={value!r}: give {of} from {max(multiple, least)} up{advice}")
 
 
 def check_image_size(image_shape: tuple[int, int, int], multiple: int, least: int = 1) -> None:
     """Raise InputError unless height and width are multiples of `multiple` and at least `least`."""
     for name, value in zip(("height", "width"), image_shape, strict=False):
-        check_count(name, value, multiple, least)
+        check_count(name, value, multiple, least, "; the data option size=N scales images to it")
 
 
 def variable_shapes(network: Network) -> Any:

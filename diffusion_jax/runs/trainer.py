@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax import parallel, training
-from diffusion_jax.data import Dataset
+from diffusion_jax.data import Dataset, write_summary
 from diffusion_jax.files import PARTIAL
 from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals, trackers
 from diffusion_jax.runs.config import Config
@@ -119,14 +119,15 @@ def train_run(
     every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
     """
     length = Length(len(dataset.images), config.batch_size, config.epochs)
-    if config.null_context:
-        dataset = dataset._replace(labels=0 * dataset.labels)
     with ExitStack() as held:
         with parallel.sharing_errors():
             if parallel.is_first():
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locks.only_writer(folder))
                 checkpoints.write_config(folder, config.to_dict())
+                write_summary(folder, dataset)
+        if config.null_context:
+            dataset = dataset._replace(labels=0 * dataset.labels)
         run = Run(folder, config, config.task(length), length, devices, keeping, tell)
         state = _resume(run)
         if int(state.step) == length.steps:
