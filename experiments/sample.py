@@ -43,7 +43,7 @@ VARIED = ("step", "n", "seed", "context", "dtype", "guidance", "threshold")  # c
 
 CONTEXTS = (
     'contexts separated by ";", each a class name, weights such as food=0.6,spell=0.4, a number '
-    "for each class, or none; by default one context for each class"
+    "for each class, or none; or a .npy file of contexts; by default one for each class"
 )
 FRAMES = "the frames of the animation: the course's choice, every step, or no animation"
 app.define("run", "step", "sampler", "guidance", "threshold")
@@ -111,6 +111,8 @@ def choose_contexts(args: Args, config: Config) -> tuple[list[str], np.ndarray]:
         names = [part.strip() for part in args.context.split(";") if part.strip()]
         once = len(set(names)) == len(names)
         require(once, f"context={args.context!r}: each context must occur once")
+        if len(names) != len(vectors):  # they are rows of a file
+            names = [str(row) for row in range(len(vectors))]
     elif config.null_context:
         names, vectors = ["none"], np.zeros((1, width), np.float32)
     least = len(names)

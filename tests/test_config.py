@@ -236,6 +236,24 @@ def test_contexts_are_read_as_people_write_them(text: str, vectors: list) -> Non
     )
 
 
+def test_a_file_holds_contexts(tmp_path) -> None:
+    path = str(tmp_path / "x.npy")
+    np.save(path, np.array([[1, 0, 2.5], [0, 1, 0]]))
+    np.testing.assert_array_equal(contexts.parse(path, NAMES), [[1, 0, 2.5], [0, 1, 0]])
+    for wrong, message in (
+        (np.ones((2, 4)), r"shape \(2, 4\): give numbers of shape \(contexts, 3\)"),
+        (np.ones(3), r"shape \(3,\): give"),
+        (np.ones((0, 3)), r"shape \(0, 3\): give"),
+        (np.full((1, 3), 1e39), "some numbers are not finite"),
+        (np.full((1, 3), "a"), "<U1 of shape"),
+    ):
+        np.save(path, wrong)
+        with pytest.raises(InputError, match=f"context={path}: .*{message}"):
+            contexts.parse(path, NAMES)
+    with pytest.raises(InputError, match=r"no\.npy: there is no such file"):
+        contexts.parse("no.npy", NAMES)
+
+
 def test_by_class_is_the_context_of_each_name() -> None:
     vectors = contexts.by_class(NAMES)
     assert list(vectors) == list(NAMES)

@@ -1,6 +1,7 @@
 """Each kind of data that people bring: folders, sheets, archives, tables of labels, libraries."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from diffusion_jax import data
-from diffusion_jax.data import Dataset
+from diffusion_jax.data import Dataset, contexts
+from diffusion_jax.runs.config import Config
 from diffusion_jax.typing import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -403,7 +405,7 @@ SUMMARIES = {  # data, the line, and counts of classes
     "none": (dataset(3, np.zeros((3, 1)), "class0"), "3 images of 16x12, grey; no classes", {}),
     "mixed": (
         dataset(2, [[0.5, 0.5], [1, 0]], "cat", "dog"),
-        "2 images of 16x12, grey; contexts of 2 numbers: cat, dog",
+        "2 images of 16x12, grey; contexts of 2 numbers",
         {},
     ),
     "many": (
@@ -437,3 +439,45 @@ def test_the_picture_of_a_summary_has_a_row_for_each_class(tmp_path) -> None:
         pixels = np.asarray(picture).reshape(-1, 3)
     shown = [np.all(pixels == colour, 1).sum() / 96**2 for colour in colours]
     assert shown == [8, 3], "images of a class at 6 times their size"
+
+
+# ------------------------------------------------------------------------------ docs/data.md
+PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+ROWS = dict(re.findall(r"^\| .+ \| `--data=(.+?)` \| (.+) \|$", PAGE, re.MULTILINE))
+LIBRARIES = {"digits": "sklearn", "hf": "datasets"}
+
+
+@pytest.fixture(scope="module")
+def page_folder(tmp_path_factory) -> Path:
+    """Run the lines of the page that make its files."""
+    folder, before = tmp_path_factory.mktemp("page"), Path.cwd()
+    code = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    os.chdir(folder)
+    try:
+        exec(compile(code[1], "docs/data.md", "exec"), {})
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.mark.parametrize("text", ROWS)
+def test_the_page_states_what_each_command_finds(monkeypatch, page_folder, text: str) -> None:
+    assert len(ROWS) > 30
+    if library := LIBRARIES.get(text.split(":")[0]):
+        pytest.importorskip(library)
+    monkeypatch.chdir(page_folder)
+    try:
+        found = data.load(text)
+        Config().fill_in(found)
+        outcome = data.describe(found)
+    except InputError as error:
+        outcome = f"refused: {error}".replace(f"{page_folder}/", "")
+    assert outcome == ROWS[text]
+
+
+def test_the_vectors_of_the_page_fit_its_images(page_folder) -> None:
+    names = tuple(f"class{number}" for number in range(32))
+    wanted = contexts.parse(f"{page_folder}/wanted.npy", names)
+    stored = data.load(f"npy:{page_folder}/images.npy:{page_folder}/sentences.npy").labels
+    assert np.any(np.all(np.isclose(stored, wanted[0]), axis=1)), "a hero was seen in training"
+    assert not np.any(np.all(np.isclose(stored, wanted[1]), axis=1))

@@ -4,6 +4,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
+from diffusion_jax.files import load_npy
 from diffusion_jax.typing import InputError, require
 
 
@@ -11,8 +12,11 @@ def parse(text: str, class_names: tuple[str, ...]) -> Float32[ndarray, "context 
     """Return contexts separated by ";": "hero; food=0.6,spell=0.4; 1,0,0.6,0,0; none".
 
     Each context is a list of class names with or without weights, a number for each class, or
-    none. Raise InputError naming a part that is invalid or ambiguous.
+    none. The name of a .npy file stands for its rows. Raise InputError naming a part that is
+    invalid or ambiguous.
     """
+    if text.endswith(".npy") and text not in class_names:
+        return _rows(text, len(class_names))
     parts = [part.strip() for part in text.split(";") if part.strip()]
     require(parts, f"context={text!r} is empty: {_advice(class_names)}")
     with np.errstate(over="ignore"):  # overflow gives infinity, which is refused
@@ -26,6 +30,18 @@ def parse(text: str, class_names: tuple[str, ...]) -> Float32[ndarray, "context 
 def by_class(class_names: tuple[str, ...]) -> dict[str, Float32[ndarray, "feature"]]:
     """Return the one-hot context of each class."""
     return dict(zip(class_names, np.eye(len(class_names), dtype=np.float32), strict=True))
+
+
+def _rows(path: str, width: int) -> Float32[ndarray, "context feature"]:
+    stored = load_npy(path)
+    fits = stored.ndim == 2 and len(stored) and stored.dtype.kind in "biuf"
+    fits = fits and stored.shape[1] == width
+    words = f"{stored.dtype} of shape {stored.shape}: give numbers of shape (contexts, {width})"
+    require(fits, f"context={path}: {words}")
+    with np.errstate(over="ignore"):
+        vectors = stored.astype(np.float32)
+    require(np.all(np.isfinite(vectors)), f"context={path}: some numbers are not finite")
+    return vectors
 
 
 def _vector(part: str, class_names: tuple[str, ...]) -> list[float]:

@@ -43,7 +43,8 @@ def image_folder(folder: str, frame: Frame = WHOLE, labels: str = "") -> Dataset
     try:
         loose, inside, deep, others = _files(Path(folder))
     except OSError as error:
-        raise InputError(f"{folder}: {error.filename}: {error.strerror}") from None
+        words = f"{error.filename}: {error.strerror}: give a folder of images"
+        raise InputError(words) from None
     files = sorted(loose + inside)
     layout = "it must hold images, or one subfolder of images for each class"
     mixed = deep or (loose if inside and not labels else [])

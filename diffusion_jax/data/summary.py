@@ -30,10 +30,11 @@ def describe(dataset: Dataset) -> str:
     if not dataset.labels.any():
         return f"{what}; no classes"
     counts, names = class_counts(dataset), dataset.class_names
-    words = [f"{name} {number:,}" for name, number in counts.items()] or names
-    kind = f"{len(names)} classes" if counts else f"contexts of {len(names)} numbers"
-    more = ", ..." if len(words) > CLASSES else ""
-    return f"{what}; {kind}: {', '.join(words[:CLASSES])}{more}"
+    if not counts:
+        return f"{what}; contexts of {len(names)} numbers"
+    words = [f"{name} {number:,}" for name, number in counts.items()][:CLASSES]
+    more = ", ..." if len(names) > CLASSES else ""
+    return f"{what}; {len(names)} classes: {', '.join(words)}{more}"
 
 
 def picture(dataset: Dataset) -> UInt8[ndarray, "height width 3"]:
