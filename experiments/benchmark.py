@@ -35,7 +35,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.samplers import Tableau
 from diffusion_jax.spec import choose
 from diffusion_jax.typing import require
-from experiments import app, hardware, tables, timing
+from experiments import app, tables, timing
 from experiments.app import Args, describe, numbers
 from experiments.measure import (
     Bare,
@@ -109,7 +109,7 @@ def main(args: Args) -> None:
     if trained_on:
         groups.append(training_group(args, config, model, trained_on, record))
     for dtype in dict.fromkeys(group.words["dtype"] for group in groups):
-        record["peaks"][dtype] = hardware.peaks(jax.local_devices(), dtype)._asdict()
+        record["peaks"][dtype] = timing.peaks(jax.local_devices(), dtype)._asdict()
     write(out, record)
     print(estimate(groups, repeats, time.monotonic() - begin, budget), flush=True)
     for group, seconds in timing.run_groups(groups, repeats, begin, budget):

@@ -16,7 +16,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.tableau import XI, Tableau
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
-from experiments import hardware
+from experiments import timing
 
 Record = dict[str, Any]
 STATES = 8  # batches that sampling holds beside a pass: the state, a prediction, registers
@@ -53,12 +53,12 @@ class Bare:
         x = jax.ShapeDtypeStruct(shape, jnp.float32)
         context = jax.ShapeDtypeStruct((*shape[:2], network.n_cfeat), jnp.float32)
         part = jax.tree.map(lambda whole: whole.update(shape=whole.shape[1:]), (x, context))
-        counted = hardware.flop(forward, setting.model.variables, part[0], 0.5, part[1])
+        counted = timing.flop(forward, setting.model.variables, part[0], 0.5, part[1])
         self.flop = count * counted  # for the whole batch
         apply = parallel.data_parallel(forward, (None, 0, None, 0), 0, devices=setting.devices)
         lowered = apply.lower(setting.model.variables, x, np.float32(0.5), context)
         self.compiled = lowered.compile()
-        check_memory(setting, hardware.memory(self.compiled) + STATES * 4 * x.size // count)
+        check_memory(setting, timing.memory(self.compiled) + STATES * 4 * x.size // count)
         noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         zeros = np.zeros(context.shape, np.float32)
         shared = parallel.replicate((setting.model.variables, np.float32(0.5)), setting.devices)
@@ -73,7 +73,7 @@ class Bare:
 def check_memory(setting: Setting, needed: int) -> None:
     """Raise InputError if each device has fewer free bytes than needed."""
     device = setting.devices[0]
-    free = hardware.available_memory(device)
+    free = timing.available_memory(device)
     needed *= len(setting.devices) if device.platform == "cpu" else 1  # cores share the memory
     if free is not None and needed > free:
         raise InputError(
@@ -83,7 +83,7 @@ def check_memory(setting: Setting, needed: int) -> None:
 
 
 def program_row(name: str, words: Record, found: Record, flop: float) -> Record:
-    """Return a program as a row of a table. found: from hardware.first_run."""
+    """Return a program as a row of a table. found: from timing.first_run."""
     counts = ", ".join(f"{n} {kind}" for kind, n in found["collectives"].items())
     return {"program": name, **words} | {
         "first call, s": found["cold"]["seconds"],
@@ -98,11 +98,11 @@ def program_row(name: str, words: Record, found: Record, flop: float) -> Record:
 def compile_program(setting: Setting) -> Record:
     """Return the cost of the setting's sampling program before its first row, cold and cached."""
     run = partial(setting.draw, samplers.build("ddim", setting.model.schedule, 1), rows=0)
-    with hardware.empty_cache():
+    with timing.empty_cache():
         jax.clear_caches()
-        record = hardware.first_run(run, setting.devices[0])
+        record = timing.first_run(run, setting.devices[0])
         jax.clear_caches()
-        return record | {"cached": hardware.first_run(run, setting.devices[0])["cold"]["seconds"]}
+        return record | {"cached": timing.first_run(run, setting.devices[0])["cold"]["seconds"]}
 
 
 def solver_errors(setting: Setting, tableaus: Mapping[str, Tableau]) -> dict[str, float | None]:
@@ -139,11 +139,11 @@ class Trainer:
         step = parallel.data_parallel(training.train_step(task), *axes, devices=devices)
         key = jax.eval_shape(lambda: jax.random.key(0))
         one = images[first], labels[first], first, key, np.float32(1e-3)
-        self.flop = count * hardware.flop(step, state, *one)
+        self.flop = count * timing.flop(step, state, *one)
         self.state, *self.dataset = parallel.replicate((state, images, labels), devices)
         self.chunk = training.train_chunk(task, devices)
-        with hardware.empty_cache():
-            self.record = hardware.first_run(partial(self.run, 0), devices[0])
+        with timing.empty_cache():
+            self.record = timing.first_run(partial(self.run, 0), devices[0])
 
     def run(self, steps: int) -> Any:
         """Take a number of further steps."""

@@ -707,6 +707,7 @@ def test_compilations_are_kept_where_the_variable_of_jax_says(tmp_path, monkeypa
 
 def test_an_evaluation_holds_every_measure_and_a_report(runs, monkeypatch) -> None:
     monkeypatch.setattr(classifier, "STEPS", 20)
+    monkeypatch.setattr(classifier, "CHANNELS", (8, 16))  # this compiles faster
     call("evaluate", *command(runs, "evaluate", ("--sampler=ddim:2", "--guidance=2", "--n=100")))
     name = "ddim-2-guidance=2-n=100-real_n=100"
     record = json.loads((runs / "new" / f"{name}.json").read_text())

@@ -22,7 +22,7 @@ from diffusion_jax.parallel import AXIS, data_parallel
 from diffusion_jax.runs import save_model
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
-from experiments import hardware, measure, timing
+from experiments import measure, timing
 from experiments.measure import Bare, Setting
 from tests import apps
 from tests.models import SMALL, TINY, untrained
@@ -79,7 +79,7 @@ def test_a_summary_is_of_percentiles() -> None:
 
 def test_flop_of_a_matrix_product() -> None:
     shapes = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((30, 40), (40, 50)))
-    assert hardware.flop(jnp.matmul, *shapes) == 2 * 30 * 40 * 50
+    assert timing.flop(jnp.matmul, *shapes) == 2 * 30 * 40 * 50
 
 
 def test_flop_of_a_pass_does_not_depend_on_the_devices() -> None:
@@ -117,7 +117,7 @@ def test_a_pass_computes_in_the_dtype_of_its_setting(model) -> None:
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_peaks_are_of_this_machine(dtype: str) -> None:
     """Expect less than the limit of any machine, and more than that of one older than JAX."""
-    peaks = hardware.peaks(jax.devices()[:1], dtype)
+    peaks = timing.peaks(jax.devices()[:1], dtype)
     assert all(1e8 < peak < 1e16 for peak in peaks)
 
 
@@ -135,14 +135,14 @@ def test_collectives_are_counted() -> None:
 
     run = data_parallel(reduce, (0,), 0, devices=jax.devices()[:2])
     text = run.lower(np.ones((2, 3), np.float32)).compile().as_text()
-    assert hardware.count_collectives(text) == {"all-reduce": 1, "all-gather": 1}
+    assert timing.count_collectives(text) == {"all-reduce": 1, "all-gather": 1}
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_sampling_has_no_collectives(model, count: int) -> None:
     setting = setting_of(model, count, batch=2 * count)
     jax.clear_caches()
-    with hardware.programs(setting.devices[0]) as found:
+    with timing.programs(setting.devices[0]) as found:
         setting.draw(samplers.build("ddim", model.schedule, 2))
     program = max(found, key=lambda program: program.memory)
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(model.variables))
@@ -171,7 +171,7 @@ def test_training_reduces_gradients_and_loss_at_once() -> None:
     given = pixels, labels, positions, jax.random.key(0), np.float32(1e-3)
     lowered = step.lower(state, *given)
     text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
-    assert hardware.count_collectives(text) == {"all-reduce": 1 + 2, "all-gather": 2}
+    assert timing.count_collectives(text) == {"all-reduce": 1 + 2, "all-gather": 2}
 
 
 # ------------------------------------------------------------------------ samplers and programs
@@ -211,7 +211,7 @@ def test_errors_of_solvers(model) -> None:
 
 
 def test_the_app_writes_its_results(model, tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(hardware, "peaks", lambda *_: hardware.Peaks(1e9, 2e9))
+    monkeypatch.setattr(timing, "peaks", lambda *_: timing.Peaks(1e9, 2e9))
     out, run = tmp_path / "new", tmp_path / "run"
     save_model(run, TINY, model.variables)
     cases = (f"--run={run}", "--samplers=ddpm:40,heun:5:grid=leading", "--batches=2")
@@ -242,7 +242,7 @@ def test_an_interrupted_benchmark_leaves_what_it_measured(tmp_path: Path, monkey
         yield groups[0], {"bare passes": np.ones(3)}
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hardware, "peaks", lambda *_: hardware.Peaks(1e9, 2e9))
+    monkeypatch.setattr(timing, "peaks", lambda *_: timing.Peaks(1e9, 2e9))
     monkeypatch.setattr(timing, "run_groups", interrupted)
     flags = ("--samplers=ddim:5", "--batches=2", "--devices=2", f"--out={tmp_path}")
     with pytest.raises(KeyboardInterrupt):
