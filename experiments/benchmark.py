@@ -274,7 +274,7 @@ def rows_of(group: Group, seconds: Mapping[str, Any], peaks: Record) -> list[Rec
 
 
 def points_of(rows: Sequence[Record]) -> list[Point]:
-    """Return the rows whose error is known as points of the plot."""
+    """Return the points of the plot: the rows that have an error."""
     return [
         Point(
             *(row["case"], row["case"].partition(":")[0], row["passes or steps"]),

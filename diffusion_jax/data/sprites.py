@@ -88,7 +88,7 @@ def read_drawings(path: Path) -> tuple[tuple[Drawing, ...], ...]:
 
 
 def moves() -> np.ndarray:
-    """Return the source of each pixel under each move: (2 len(SHIFTS), 256)."""
+    """Return which pixel each move puts at each place: (2 len(SHIFTS), 256)."""
     pixel = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
     shifted = [np.roll(pixel, shift, 0) for shift in SHIFTS]
     return np.stack([move.ravel() for s in shifted for move in (s, s[:, ::-1])])
