@@ -105,7 +105,7 @@ def inputs(args: Args, edit: Spec, config: Config) -> tuple[np.ndarray, np.ndarr
 
 
 def two_contexts(args: Args, edit: Spec, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Return no images, and the two contexts of an interpolation."""
+    """Return an empty array of images, and the two contexts to interpolate."""
     vectors, wanted = np.zeros((2, config.n_cfeat), np.float32), 1
     if edit.name == "contexts":
         require(args.context is not None, 'contexts needs two of them: --context="hero; spell"')

@@ -427,8 +427,8 @@ HALVED = (
     " order 2. The code of the paper's authors and k-diffusion do the same."
 )
 MIXED_V = (
-    "They combine predictions of v from different levels as if these were eps, and interpret the "
-    "sum at one level. But v = alpha eps - sigma x0 has a different meaning at each level."
+    "They sum predictions of v from different levels, as if these were eps, and decode the sum at "
+    "one level. But v = alpha eps - sigma x0 has a different meaning at each level."
 )
 MISREAD = (
     "They call the network at the level where a step ends, but interpret its v at the level where"

@@ -71,12 +71,12 @@ def animation_html(
 
 
 def save_gif(path: FilePath, frames: ArrayLike, fps: float | int = 5, **options: Any) -> None:
-    """Write the GIF of `gif_bytes`, which takes the options, to a file."""
+    """Write the GIF of `gif_bytes` to a file. options: those of gif_bytes."""
     write_atomically(path, gif_bytes(frames, fps, **options))
 
 
 def save_html(path: FilePath, frames: ArrayLike, fps: float | int = 5, **options: Any) -> None:
-    """Write the player of `animation_html`, which takes the options, as a page in one file."""
+    """Write the player of `animation_html` as a page in one file. options: its options."""
     player = animation_html(frames, fps, **options)
     write_atomically(path, Template(PAGE.read_text()).substitute(player=player).encode())
 

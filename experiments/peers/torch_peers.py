@@ -102,7 +102,7 @@ class TorchPeers:
         return self._ready("network", lambda kind: kind(self.network().eval()), self._pass)
 
     def training(self) -> dict[str, Callable[[int], Any]]:
-        """Return the course's training of each kind, a function of the number of steps."""
+        """Return functions (count) that take this many of the course's training steps, by kind."""
 
         def make(kind: Callable) -> Callable:
             network = self.network().train()
@@ -112,7 +112,7 @@ class TorchPeers:
         return self._ready("training", make, lambda run: run(1))
 
     def passes(self, count: int) -> dict[str, Callable[[], Any]]:
-        """Return forward passes of each network."""
+        """Return functions that run forward passes, one for each network."""
 
         def run(network: Network) -> Any:
             return self._wait([self._pass(network) for _ in range(count)])
