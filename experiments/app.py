@@ -44,7 +44,7 @@ CATALOGUES: dict[str, Shown] = {
 }
 SHOWN: Shown = {}  # the registries of this app
 FIELDS = {each.name: each for each in dataclasses.fields(Config) if each.metadata}
-MAKERS: dict[type, Any] = {
+MAKERS: dict[Any, Any] = {
     bool: flags.DEFINE_boolean,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
@@ -118,7 +118,7 @@ def define(*names: str, **defaults: Any) -> None:
         flags.DEFINE_enum("preset", "course", list(PRESETS), f"the settings to start from. {about}")
         for field in FIELDS.values():
             about = f"{field.metadata['help']} (course: {field.default})"
-            MAKERS[type(field.default)](field.name, None, about)
+            MAKERS[field.type](field.name, None, about)
 
 
 def define_seed(about: str, name: str = "seed") -> None:
@@ -128,10 +128,7 @@ def define_seed(about: str, name: str = "seed") -> None:
 
 def config(args: Args) -> Config:
     """Return the configuration that the flags describe. Raise InputError if it is invalid."""
-    chosen = PRESETS[args.preset]().refine(**fields(args))
-    unread = chosen.null_context and args.flag("keep_probability").present
-    require(not unread, "keep_probability: --null_context does not read it: leave it out")
-    return chosen
+    return PRESETS[args.preset]().refine(**fields(args))
 
 
 def fields(args: Args) -> dict[str, Any]:
@@ -143,7 +140,7 @@ def read_fields(words: Sequence[Sequence[str]], what: str) -> dict[str, Any]:
     """Return fields of Config from pairs of name and text. Raise InputError if one is invalid."""
     found = {}
     for name, text in words:
-        kind = spec.PLAIN[type(spec.choose(FIELDS, what, name).default)]
+        kind = spec.PLAIN[spec.choose(FIELDS, what, name).type]
         try:
             found[name] = kind.read(text)
         except ValueError:

@@ -34,7 +34,32 @@ def best() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"course": course, "demo": demo, "best": best}
+def digits() -> Config:
+    """Learn grey images of 28x28, by default scikit-learn's digits (minutes on a CPU)."""
+    return demo().override(
+        data="digits:size=28",
+        optimizer="adam:0.002:decay=cosine:warmup=100",
+        epochs=25,
+        batch_size=32,
+    )
+
+
+def unet() -> Config:
+    """Learn colour images of 32x32 by a residual U-Net, from --data (hours on a CPU)."""
+    return best().override(
+        network="unet:n_feat=32:multipliers=1,2,2:blocks=1:attention=2",
+        optimizer="adam:0.001:decay=cosine:warmup=100",
+        batch_size=32,
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "course": course,
+    "demo": demo,
+    "best": best,
+    "digits": digits,
+    "unet": unet,
+}
 
 # Recipes with one change each: experiments.sweep trains them with --recipes=all.
 CHANGES = {

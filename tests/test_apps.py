@@ -140,7 +140,7 @@ def test_every_app_explains_itself(name: str) -> None:
 def test_a_run_holds_its_configuration_checkpoints_losses_and_report(run) -> None:
     assert {path.name for path in run.iterdir()} == {
         *("config.json", "environment.json", "state", "averages", "metrics.jsonl", "report.html"),
-        *("data.json", "data.png"),
+        *("data.json", "data.png", "preview.png"),
     }
     config = load_config(run)
     assert (config.image_shape, config.n_cfeat, config.epochs) == ((8, 8, 3), 3, 3)
@@ -165,6 +165,24 @@ def test_the_same_command_again_finds_it_complete(run, data) -> None:
     assert files(run / "state") == before
 
 
+def test_the_steps_that_fit_are_laid_out_once(data, folder, monkeypatch) -> None:
+    """Expect the stored epochs to give the same run, and a continued run to keep them."""
+    monkeypatch.setattr("diffusion_jax.training.measure_speed", lambda chunks, seconds: 10.0)
+    tiny = (data, "--network=tiny", "--batch_size=8", "--devices=2", "--noreport", "--save_every=5")
+    timed, counted = folder / "timed", folder / "counted"
+    out = output_of("train", *tiny, f"--run={timed}", "--minutes=0.1")
+    (steps,) = map(int, re.findall(r"(\d+) steps fit", out))
+    assert 0.97 * 3 * 10 - 1 <= steps <= 0.97 * 6 * 10  # half of 6 s is kept for steps
+    epochs = load_config(timed).epochs
+    assert (epochs, epochs * N) == (steps * 8 / N, steps * 8)
+    output_of("train", *tiny, f"--run={counted}", f"--epochs={epochs!r}")
+    assert_same(counted, timed, steps, least=5)
+    shutil.rmtree(timed / "state" / str(steps))
+    out = output_of("train", *tiny, f"--run={timed}", "--minutes=7")
+    assert f"{steps} steps were laid out when the run began, and stay so" in out
+    assert_same(timed, counted, steps, least=5)
+
+
 def full(*args, **kwargs) -> None:
     raise OSError(28, "No space left on device")
 
@@ -175,9 +193,9 @@ def saved(run: Path, step: int) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves((items["model"], items["training"]))]
 
 
-def assert_same(run: Path, whole: Path, step: int) -> None:
+def assert_same(run: Path, whole: Path, step: int, least: int = 40) -> None:
     ours, theirs = saved(run, step), saved(whole, step)
-    assert len(ours) > 40
+    assert len(ours) > least
     for one, two in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, two, strict=True)
     assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
@@ -464,14 +482,20 @@ REFUSED = {
         ): r"class number 2, but there are 2 class names",
         (f"--data={SPEC}images.npy:held_out=1",): r"held_out=1\.0: it must be in \[0, 1\)",
         ("--data=sprites:frequencies=1,2",): r"frequencies=\(1\.0, 2\.0\): give 5 numbers",
-        ("--epochs=0",): r"epochs=0: it must be in 1\.\.1000000",
-        ("--epochs=two",): r"--epochs=two: invalid literal",
-        ("--epochs=1000000001",): r"epochs=1000000001: it must be in 1\.\.1000000",
+        ("--epochs=0",): r"epochs=0: it must be above 0, and at most 1000000",
+        ("--epochs=two",): r"--epochs=two: could not convert string to float",
+        ("--epochs=1000000001",): r"epochs=1000000001: it must be above 0, and at most 1000000",
         ("--optimizer=adam:-1",): r"learning_rate=-1\.0: it must be above 0, and at least 1e-12",
         ("--augment=flips:classes=hero",): r"classes='hero' is unknown: choose from class0, class1",
-        ("--null_context", "--keep_probability=0.5"): r"keep_probability: --null_context",
+        ("--minutes=0",): "minutes=0: it must be above 0, and at most 1000000",
+        ("--minutes=-1",): "minutes=-1: it must be above 0",
+        ("--minutes=nan",): "minutes=nan: it must be above 0",
+        ("--minutes=inf",): "minutes=inf: it must be above 0, and at most",
+        ("--minutes=2", "--epochs=3"): "minutes=2: give it or --epochs, not both",
         ("--seed=-1",): r"seed=-1: it must be in 0\.\.",
-        ("--preset=huge",): r"--preset=huge: value should be one of <course\|demo\|best>",
+        (
+            "--preset=huge",
+        ): r"--preset=huge: value should be one of <course\|demo\|best\|digits\|unet>",
         ("--save_every=0",): r"save_every=0: 0 is not a positive integer",
         ("--keep=0",): r"keep=0: 0 is not a positive integer",
         ("--n_feats=8",): r"Unknown command line flag 'n_feats'",

@@ -72,8 +72,8 @@ def test_differences_are_named_with_both_values() -> None:
     ("change", "message"),
     [
         ({"momentum": 0.9}, "json has no option momentum"),
-        ({"epochs": "64"}, "json: epochs=64: it must be a whole number"),
-        ({"epochs": 500.5}, "epochs=500.5: it must be a whole number"),
+        ({"epochs": "64"}, "json: epochs=64: it must be a number"),
+        ({"batch_size": 6.5}, "batch_size=6.5: it must be a whole number"),
         ({"keep_probability": "0"}, "keep_probability=0: it must be a number"),
         ({"class_names": "ab"}, "class_names=ab: it must be a word, one or more"),
         ({"class_names": [1]}, r"class_names=\[1\]: it must be a word, one or more"),
@@ -139,7 +139,7 @@ def test_a_whole_number_is_a_float_too() -> None:
         ("ema", "power:snapshots=-1", "snapshots=-1: it must be in 0..1024"),
         ("ema", "exponential:sigma_rel=0.1", "exponential has no option sigma_rel"),
         ("augment", "flips:classes=heroes", "classes='heroes' is unknown: did you mean hero?"),
-        ("epochs", 0, "epochs=0: it must be in 1..1000000"),
+        ("epochs", 0, "epochs=0: it must be above 0, and at most 1000000"),
         ("batch_size", 0, "batch_size=0: it must be in 1..65536"),
         ("keep_probability", 1.5, r"keep_probability=1.5: it must be in \[0, 1\]"),
         ("keep_probability", float("nan"), "keep_probability=nan"),
@@ -196,6 +196,16 @@ def test_a_flag_keeps_the_presets_options_of_the_same_component(given: dict, kep
     assert best.refine(epochs=3, **given) == best.override(epochs=3, **kept)
     with pytest.raises(InputError, match="adam has no option warm: did you mean warmup"):
         best.refine(optimizer="adam:warm=3")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("digits", (28, 28, 1)), ("unet", (32, 32, 3))])
+def test_presets_take_images_of_their_sizes(name: str, shape: tuple[int, ...]) -> None:
+    assert PRESETS[name]().override(image_shape=shape).build_network().image_shape == shape
+
+
+def test_a_context_that_is_never_shown_is_none() -> None:
+    assert Config(keep_probability=0).null_context
+    assert not Config().null_context
 
 
 def test_the_course_preset_is_the_course() -> None:

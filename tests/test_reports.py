@@ -5,13 +5,15 @@ import io
 import re
 from html.parser import HTMLParser
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from diffusion_jax import pictures
-from diffusion_jax.runs import overview, reports
+from diffusion_jax.runs import checkpoints, overview, reports
 from diffusion_jax.typing import InputError
+from tests.models import TINY, untrained
 
 IMAGES = np.random.default_rng(0).standard_normal((6, 16, 16, 3))
 EVIL = '<script>alert("&")</script>'
@@ -126,3 +128,18 @@ def test_a_report_shows_some_of_many_classes(model):
     assert (len(shown), vectors.shape) == (16, (16, 300))
     assert overview.summary([], many)["classes"] == "300, of which the first 16 are shown"
     assert "classes" not in overview.summary([], model)
+
+
+@pytest.mark.parametrize(("data", "figures"), [("sprites:n=9", 2), ("npy:images=a.npy", 0)])
+def test_a_run_on_sprites_stands_beside_the_model_of_the_project(
+    tmp_path, monkeypatch, data, figures
+):
+    checkpoints.write_config(tmp_path / "mine", TINY.override(data=data).to_dict())
+    checkpoints.save(tmp_path / "mine", 7, {"x": IMAGES})
+    monkeypatch.setattr(overview, "load_model", lambda: untrained(seed=1))
+    sections = list(overview.beside_sections(tmp_path / "mine", untrained(), jax.devices()[:1]))
+    page = Page("".join(section.body for section in sections))
+    assert len({image["src"] for image in page.all("img")}) == figures
+    if figures:
+        assert {"Run mine: 7 steps of 8 images", overview.LONGER} <= set(page.words)
+        assert "The model of the project: 21,875 steps of 64 images" in page.words

@@ -290,7 +290,7 @@ def test_recipes_are_told_apart_by_their_presets(folder, tmp_path, drawn) -> Non
         (["--out={}/images.npy"], r"out='.*images\.npy' is a file: name a folder"),
         (["--recipes=worst"], "recipes='worst' is unknown: choose from course"),
         (["--recipes=best+width=3"], r"recipes=best\+width=3='width' is unknown: choose from data"),
-        (["--recipes=best+epochs=few"], "epochs=few: it must be a whole number"),
+        (["--recipes=best+epochs=few"], "epochs=few: it must be a number"),
         (["--recipes=best+prediction=w"], "prediction='w' is unknown"),
         (["--recipes=course", "--data=npy:images={}/none.npy"], r"none\.npy"),
     ],

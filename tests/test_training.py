@@ -12,7 +12,7 @@ from diffusion_jax import training
 from diffusion_jax.diffusion import losses
 from diffusion_jax.parallel import choose_devices, data_parallel, split
 from diffusion_jax.runs.config import Config
-from diffusion_jax.training import Length, TrainState, fit, optimizers, train_step
+from diffusion_jax.training import Length, TrainState, fit, loop, optimizers, train_step
 from diffusion_jax.typing import InputError, Level
 from tests.models import SMALL, TINY
 
@@ -202,6 +202,22 @@ def test_learning_rates() -> None:
     assert rates("linear") == pytest.approx([1 - step / 10 for step in range(10)])
     assert rates("constant") == [1] * 10
     assert rates("cosine") == pytest.approx([0.5 + 0.5 * np.cos(np.pi * s / 10) for s in range(10)])
+
+
+def test_epochs_may_be_a_fraction() -> None:
+    """Expect every number of steps to come back from the epochs that it makes."""
+    for n_images, batch, steps in ((50_000, 64, 1713), (7, 100, 3), (10**6, 1, 2**30 + 1)):
+        assert Length(n_images, batch, steps * batch / n_images).steps == steps
+    whole = [(n, batch, 3) for n in range(1, 300, 7) for batch in (1, 7, 64, 2**16 - 1)]
+    assert [Length(*each).steps for each in whole] == [-(-3 * n // b) for n, b, _ in whole]
+    assert Length(2**31 - 1, 2**16 - 1, 1).steps == 2**15 + 1  # the last step has one image or more
+
+
+def test_speed_leaves_out_compilation_and_the_first_step() -> None:
+    times = ((0, 30.0), (1, 9.0), (2, 0.5), (4, 1.0), (100, 1.0), (1, 1e9))
+    chunks = (loop.Chunk(None, {"loss": np.zeros(count)}, seconds) for count, seconds in times)
+    assert loop.measure_speed(chunks, 1.5) == 4
+    assert len(list(chunks)) == 2, "the rest is not run"
 
 
 def test_adam_has_unit_length_and_rates_of_their_own() -> None:

@@ -17,6 +17,7 @@ from diffusion_jax.training import Length, Task, augmentation, averages, optimiz
 from diffusion_jax.typing import InputError, require
 
 FEATURES = 1024  # the most features of a context
+EPOCHS = 10**6  # the most epochs
 REGISTRIES: dict[str, spec.Registry] = {
     "data": data.DATA,
     "network": networks.NETWORKS,
@@ -44,12 +45,13 @@ def option(default: Any, help: str) -> Any:
 class Config:
     """All that decides the outcome of a run. Checked when built: raise InputError if it is invalid.
 
-    The last three fields come from the data and have no flag: the shape of an image, the name of
-    each number of a context vector, and the data's fingerprint.
+    null_context is true if keep_probability is 0: every context vector is then zero. The last three
+    fields come from the data: the shape of an image, the name of each number of a context vector,
+    and the data's fingerprint. These four have no flag.
     """
 
     data: str = option("sprites", "the images and their labels")
-    null_context: bool = option(False, "train without context: every context vector is zero")
+    null_context: bool = False
     network: str = option("context_unet", "the network")
     schedule: str = option("course", "the noise schedule")
     prediction: str = option("eps", "what the network predicts")
@@ -57,8 +59,10 @@ class Config:
     optimizer: str = option("adam", "the optimizer and its learning rate")
     ema: str = option("none", "the moving average of the weights, which sampling then uses")
     augment: str = option("none", "the random changes to images in training")
-    keep_probability: float = option(0.9, "the probability that training shows an image's context")
-    epochs: int = option(32, "the number of passes over all images")
+    keep_probability: float = option(
+        0.9, "the probability that training shows an image's context; 0 trains without contexts"
+    )
+    epochs: float = option(32, "the number of passes over all images, whole or not")
     batch_size: int = option(100, "the number of images in a training step, over all devices")
     seed: int = option(0, "the seed of the initial weights, the noise and the order of images")
     dtype: str = option(
@@ -74,8 +78,11 @@ class Config:
         """Raise InputError naming the field that is invalid, or two that do not fit together."""
         for name, text in self.specs().items():
             object.__setattr__(self, name, text.full)
+        if self.epochs == self.epochs // 1:
+            object.__setattr__(self, "epochs", int(self.epochs))
+        object.__setattr__(self, "null_context", self.null_context or not self.keep_probability)
         require(0 <= self.keep_probability <= 1, _bad(self, "keep_probability", "in [0, 1]"))
-        require(1 <= self.epochs <= 10**6, _bad(self, "epochs", "in 1..1000000"))
+        require(0 < self.epochs <= EPOCHS, _bad(self, "epochs", f"above 0, and at most {EPOCHS}"))
         require(1 <= self.batch_size <= 2**16, _bad(self, "batch_size", "in 1..65536"))
         require(0 <= self.seed < 2**32, _bad(self, "seed", "in 0..2**32 - 1"))
         spec.choose(PRECISIONS, "dtype", self.dtype)
@@ -115,6 +122,14 @@ class Config:
         """Return the augmentation."""
         return augmentation.build(self.augment, () if self.null_context else self.class_names)
 
+    def most_epochs(self, n_images: int) -> float:
+        """Return the most epochs that a run on n_images images can have."""
+        return min(EPOCHS, (2**31 - 1 - self.batch_size) / n_images)
+
+    def length(self, n_images: int) -> Length:
+        """Return the length of a run on n_images images."""
+        return Length(n_images, self.batch_size, self.epochs)
+
     def task(self, length: Length) -> Task:
         """Return what a step of a run of some length trains."""
         return Task(
@@ -150,8 +165,11 @@ class Config:
 
         A run on images without labels is one without context.
         """
-        seen = len(dataset.images) * self.epochs + self.batch_size
-        require(seen < 2**31, f"epochs={self.epochs}: too many for int32 step counters")
+        count = len(dataset.images)
+        fits = self.epochs <= self.most_epochs(count)
+        require(fits, f"epochs={self.epochs}: too many for int32 step counters")
+        steps = self.length(count).steps
+        require(steps, f"epochs={self.epochs}: that is less than one step")
         return self.override(
             null_context=self.null_context or not dataset.labels.any(),
             image_shape=dataset.images.shape[1:],

@@ -6,26 +6,30 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 
 from diffusion_jax import pictures, samplers
-from diffusion_jax.data import contexts
 from diffusion_jax.diffusion.guidance import Model
 from diffusion_jax.parallel import is_first
 from diffusion_jax.runs import environment, metrics
-from diffusion_jax.runs.models import load_config
-from diffusion_jax.runs.reports import Section, gallery, picture, table, write_report
+from diffusion_jax.runs.checkpoints import latest
+from diffusion_jax.runs.models import SHIPPED, find_run, load_config, load_model
+from diffusion_jax.runs.previews import CLASSES, EACH, class_contexts
+from diffusion_jax.runs.reports import Section, gallery, pair, picture, table, write_report
 from diffusion_jax.sampling import frame_rows, sample
+from diffusion_jax.typing import InputError
 
+LONGER = (
+    "Both pictures start from the same noise. Longer training makes outlines whole, colours even, "
+    "and things that can be named: try --preset=best --minutes=30."
+)
 SAMPLERS = {"ddim": 25, "ddpm": 500}  # with at most that many steps
-EACH = 8  # images of a class
-CLASSES = 16  # the most that a report shows
 
 
 def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> Path:
     """Sample from a run's model by class, and write report.html into its folder."""
     path = run / "report.html"
-    sections = [*sample_sections(model, devices)]  # on all processes
+    # All processes draw.
+    sections = [*beside_sections(run, model, devices), *sample_sections(model, devices)]
     if not is_first():
         return path
     records = metrics.read(run / metrics.METRICS)
@@ -37,6 +41,29 @@ def write_run_report(run: Path, model: Model, devices: Sequence[jax.Device]) -> 
     figures = summary(records, model)
     write_report(path, title=f"Run {run.name}", summary=figures, sections=sections)
     return path
+
+
+def beside_sections(run: Path, model: Model, devices: Sequence[jax.Device]) -> Iterator[Section]:
+    """Yield samples beside those of the project's model, if the run learned such images too."""
+    try:
+        kinds = {load_config(folder).specs()["data"].name for folder in (run, SHIPPED)}
+    except InputError:  # it was removed
+        return
+    if len(kinds) > 1 or not model.class_names:
+        return
+    names, vectors = class_contexts(model)
+    context, figures = np.repeat(vectors, EACH // 2, axis=0), []
+    for title, folder, one in (
+        (f"Run {run.name}", run, model),
+        ("The model of the project", find_run(SHIPPED), load_model()),
+    ):
+        tableau = samplers.build("sa_solver", one.schedule, min(10, one.schedule.steps))
+        images = sample(one, tableau, len(context), context=context, devices=devices).images
+        sheet = pictures.grid(images, columns=EACH // 2, labels=names)
+        steps, size = latest(folder) or 0, load_config(folder).batch_size
+        caption = f"{title}: {steps:,} steps of {size} images"
+        figures.append(picture(pictures.png_bytes(sheet), title, caption))
+    yield Section("Beside the model of the project", pair(figures, LONGER))
 
 
 def sample_sections(model: Model, devices: Sequence[jax.Device]) -> Iterator[Section]:
@@ -57,26 +84,6 @@ def sample_sections(model: Model, devices: Sequence[jax.Device]) -> Iterator[Sec
         caption = "From noise to images; the last frame is the result."
         body = picture(moving, f"The denoising of these images by {name}", caption, zoom=2)
         yield Section(f"{title}: the denoising", body)
-
-
-def preview(model: Model, devices: Sequence[jax.Device]) -> UInt8[np.ndarray, "height width 3"]:
-    """Return a picture of EACH samples of every class, by ddim:25."""
-    names, vectors = class_contexts(model)
-    tableau = samplers.build("ddim", model.schedule, min(25, model.schedule.steps))
-    context = np.repeat(vectors, EACH, axis=0)
-    images = sample(model, tableau, len(context), context=context, devices=devices).images
-    return pictures.grid(images, columns=EACH, labels=names)
-
-
-def class_contexts(model: Model) -> tuple[list[str], np.ndarray]:
-    """Return the names and contexts of the first CLASSES classes.
-
-    For a model trained without context, there is one row, "no context".
-    """
-    if not model.class_names:
-        return ["no context"], np.zeros((1, model.n_cfeat), np.float32)
-    classes = contexts.by_class(model.class_names)
-    return list(classes)[:CLASSES], np.stack(list(classes.values())[:CLASSES])
 
 
 def versions(run: Path) -> str:

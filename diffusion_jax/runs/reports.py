@@ -1,7 +1,8 @@
 """The report of a run: one HTML file that holds its pictures and fetches nothing.
 
-A report is a title, a summary and sections; `picture`, `gallery` and `table` make the sections'
-bodies from the macros of parts.html. Their arguments are text, which is escaped; they return HTML.
+A report is a title, a summary and sections. `picture`, `gallery`, `pair` and `table` make the
+sections' bodies from the macros of parts.html. Their arguments are text, which is escaped; they
+return HTML.
 """
 
 import base64
@@ -66,6 +67,11 @@ def gallery(rows: Mapping[str, ArrayLike], columns: int = 8, **options: Any) -> 
     """
     sheets = ((name, grid(images, columns=columns, **options)) for name, images in rows.items())
     return PARTS.gallery([_image(png_bytes(sheet), name) for name, sheet in sheets])
+
+
+def pair(figures: Sequence[str], text: str) -> str:
+    """Show figures that `picture` made side by side, below a text."""
+    return PARTS.pair(figures, text)
 
 
 def table(values: Mapping[str, object]) -> str:

@@ -1,6 +1,7 @@
 """Training that keeps its run whole: it resumes, logs, saves and stops in order."""
 
 import json
+import math
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.metrics import METRICS
 from diffusion_jax.runs.models import load_config, model_of
-from diffusion_jax.runs.overview import preview
+from diffusion_jax.runs.previews import Preview
 from diffusion_jax.runs.trackers import Tracker
 from diffusion_jax.training import Chunk, Length, Task, TrainState
 from diffusion_jax.training.averages import snapshot_steps
@@ -35,16 +36,20 @@ class Keeping(NamedTuple):
     save_every: epochs between checkpoints, besides the one at the end; None is 4, or a tenth of
     all epochs where that is more. keep: how many checkpoints to keep, the newest ones. on_nan:
     "stop" at a step whose loss or gradient is not finite, or "skip" its update. trackers: specs of
-    where to log scalars, and a picture at each checkpoint, in addition to metrics.jsonl.
+    where to log scalars, and a picture at each checkpoint, in addition to metrics.jsonl. preview:
+    whether to keep a picture of samples, preview.png, up to date.
     """
 
     save_every: int | None = None
     keep: int = 3
     on_nan: str = "stop"
     trackers: tuple[str, ...] = ()
+    preview: bool = False
 
 
 DEFAULT = Keeping()
+TRIAL = 2**20  # more steps than are taken to measure the speed
+RESERVE = 0.03  # the part of a run's minutes for previews and checkpoints
 
 
 class Run(NamedTuple):
@@ -57,6 +62,14 @@ class Run(NamedTuple):
     devices: Sequence[jax.Device]
     keeping: Keeping
     tell: Callable[[str], object]
+    program: Callable
+    preview: Preview
+
+    def with_epochs(self, epochs: float) -> "Run":
+        """Return the run with another length. Its programs stay the same."""
+        config = self.config.override(epochs=epochs)
+        length = config.length(self.length.n_images)
+        return self._replace(config=config, length=length, task=config.task(length))
 
     @property
     def last(self) -> str:
@@ -67,7 +80,7 @@ class Run(NamedTuple):
 
     def saves(self) -> set[int]:
         """Return the steps after which to save."""
-        epochs = self.length.epochs
+        epochs = math.ceil(self.length.epochs)
         every = self.keeping.save_every or max(4, epochs // 10)
         ends = {self.length.end_of_epoch(epoch) for epoch in range(every, epochs, every)}
         return ends | {self.length.steps}
@@ -112,30 +125,40 @@ def train_run(
     devices: Sequence[jax.Device],
     keeping: Keeping = DEFAULT,
     tell: Callable[[str], object] = print,
+    minutes: float | None = None,
 ) -> None:
     """Train a run to its end, from its newest sound checkpoint or from the start.
 
+    minutes: lay a new run out for the steps that fit this time on these devices, compilation
+    included, instead of config.epochs. The stored configuration then has the epochs laid out.
     Raise InputError if it is being written by another process, if a loss is not finite, or if
     every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
     """
-    length = Length(len(dataset.images), config.batch_size, config.epochs)
+    begin, first = time.perf_counter(), parallel.is_first()
+    length = config.length(len(dataset.images))
+    task = config.task(length)
+    program = training.train_chunk(task, devices)
+    preview = Preview(folder, model_of(config, task.network, {}), devices)
+    run = Run(folder, config, task, length, devices, keeping, tell, program, preview)
+    given = dataset._replace(labels=0 * dataset.labels) if config.null_context else dataset
     with ExitStack() as held:
         with parallel.sharing_errors():
-            if parallel.is_first():
+            if first:
                 folder.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locks.only_writer(folder))
-                checkpoints.write_config(folder, config.to_dict())
+        if minutes is not None:
+            run = _lay_out(run, given, minutes, begin)
+        with parallel.sharing_errors():
+            if first:
+                checkpoints.write_config(folder, run.config.to_dict())
                 write_summary(folder, dataset)
-        if config.null_context:
-            dataset = dataset._replace(labels=0 * dataset.labels)
-        run = Run(folder, config, config.task(length), length, devices, keeping, tell)
         state = _resume(run)
-        if int(state.step) == length.steps:
-            tell(f"{folder} is complete: {length.steps} steps")
+        if int(state.step) == run.length.steps:
+            tell(f"{folder} is complete: {run.length.steps} steps")
         else:
-            if parallel.is_first():
+            if first:
                 environment.record(folder, environment.describe(sys.argv, devices))
-            _train(run, dataset, state)
+            _train(run, given, state)
         losses = [record["loss"] for record in metrics.read(folder / METRICS)]
         if skipped := losses.count(None):
             tell(f"{skipped} of {len(losses)} steps were skipped: loss or gradient not finite")
@@ -144,6 +167,40 @@ def train_run(
             f"run={str(folder)!r} has learned nothing: every step was skipped. Try a lower "
             "learning rate or optimizer=adam:clip=1, in another folder",
         )
+
+
+def with_stored_length(folder: Path, config: Config) -> Config:
+    """Return a configuration with the epochs that were laid out when a run began, if it has begun.
+
+    Raise InputError if the run's stored configuration is damaged.
+    """
+    if not (folder / checkpoints.CONFIG).is_file():
+        return config
+    checkpoints.check_config(folder)
+    return config.override(epochs=load_config(folder).epochs)
+
+
+def _lay_out(run: Run, dataset: Dataset, minutes: float, begin: float) -> Run:
+    """Return the run with the steps that fit what is left of its minutes, at least half of them.
+
+    Measure the speed in steps that are then discarded. A run that has begun keeps its length.
+    """
+    if parallel.agree((run.folder / checkpoints.CONFIG).exists()):
+        run.tell(f"{run.length.steps} steps were laid out when the run began, and stay so")
+        return run
+    run.tell(f"measuring how many steps fit in {minutes:g} minutes")
+    n_images, batch_size, _ = run.length
+    many = run.length._replace(epochs=TRIAL * batch_size / n_images)
+    state, data = training.init(run.task), (dataset.images, dataset.labels)
+    if run.keeping.preview:
+        run.preview.draw(state.ema)  # this compiles it
+    chunks = training.fit(run.task, many, *data, state, run.devices, program=run.program)
+    speed = training.measure_speed(chunks, min(5, 1.8 * minutes))
+    left = max(60 * minutes - (time.perf_counter() - begin), 30 * minutes)
+    most = run.config.most_epochs(n_images) * n_images / batch_size
+    steps = parallel.agree(max(1, int(min(speed * left * (1 - RESERVE), most))))
+    run.tell(f"{steps} steps fit: {steps * batch_size / n_images:.4g} epochs")
+    return run.with_epochs(steps * batch_size / n_images)
 
 
 def _resume(run: Run) -> TrainState:
@@ -177,7 +234,8 @@ def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
         bar.set_description("training")
         bar.set_postfix_str("compiling")
         data, stops = (dataset.images, dataset.labels), saves | snapshots
-        for chunk in training.fit(run.task, run.length, *data, state, run.devices, stops=stops):
+        given = run.task, run.length, *data, state, run.devices
+        for chunk in training.fit(*given, stops=stops, program=run.program):
             step, count = int(chunk.state.step), len(chunk.losses)
             _log(run, chunk, step, bar, tracking)
             if step in snapshots and count:  # before a checkpoint that follows it
@@ -186,6 +244,8 @@ def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
             if count and (step in saves or asked):
                 _save(run, chunk.state, step)
                 _track_picture(run, chunk.state, step, tracking)
+            if run.keeping.preview:
+                run.preview.refresh(chunk.state.ema, now=step == steps)
             if asked:
                 bar.close()
                 if first:
@@ -219,8 +279,7 @@ def _tracking(run: Run) -> Iterator[list[Tracker]]:
 def _track_picture(run: Run, state: TrainState, step: int, tracking: Sequence[Tracker]) -> None:
     """Give the trackers samples of each class. All processes draw them together."""
     if run.keeping.trackers:
-        model = model_of(run.config, run.task.network, state.ema)
-        picture = preview(model, run.devices)
+        picture = run.preview.draw(state.ema)
         for tracker in tracking:
             tracker.picture("samples", picture, step)
 

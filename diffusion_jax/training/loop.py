@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import jax
@@ -78,15 +79,18 @@ def fit(
     *,
     stops: Iterable[int] = (),
     seconds: float = 1.0,
+    program: Callable | None = None,
 ) -> Iterator[Chunk]:
     """Train from state to the end of the run, in dispatches of about `seconds` seconds.
+
+    program: what train_chunk returns, if it was made before. It serves runs of every length.
 
     Yield a Chunk after each dispatch. The first one has no steps; it gives the time of compilation.
     A chunk ends at each of the steps in stops. The result does not depend on where chunks end.
     The given state and that of each chunk are donated to the next dispatch: copy what you want to
     keep.
     """
-    run = train_chunk(task, devices)
+    run = program or train_chunk(task, devices)
     state, *dataset = replicate((state, np.asarray(images), np.asarray(labels)), devices)
     step, count = int(state.step), 0
     ends = sorted({stop for stop in stops if stop > step} | {length.steps})
@@ -106,3 +110,16 @@ def fit(
         planned = agree(int(seconds * count / elapsed) if count else 1)
         end = next(end for end in ends if end > step)
         count = int(np.clip(planned, 1, min(CHUNK, end - step)))
+
+
+def measure_speed(chunks: Iterable[Chunk], seconds: float) -> float:
+    """Return the steps per second of training, from chunks that take at least this long.
+
+    Leave out compilation and the first step, which sets up memory.
+    """
+    steps, took = 0, 0.0
+    for chunk in islice(chunks, 2, None):
+        steps, took = steps + len(chunk.losses), took + chunk.seconds
+        if took >= seconds:
+            break
+    return steps / took

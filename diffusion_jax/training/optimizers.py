@@ -1,5 +1,6 @@
 """Optimizers, and how their learning rate changes over a run."""
 
+import math
 from collections.abc import Callable
 from typing import Annotated, NamedTuple, TypeAlias
 
@@ -11,22 +12,27 @@ from numpy import ndarray
 from diffusion_jax import spec
 from diffusion_jax.typing import require
 
+ROUNDING = 1e-5  # of a step; whole epochs that end in a step's midst are further from its start
+
 
 class Length(NamedTuple):
-    """The length of a run: epochs over n_images images, with batch_size images in a step."""
+    """The length of a run: epochs over n_images images, with batch_size images in a step.
+
+    epochs may be a fraction.
+    """
 
     n_images: int
     batch_size: int
-    epochs: int
+    epochs: float
 
     @property
     def steps(self) -> int:
         """The number of steps of the whole run."""
         return self.end_of_epoch(self.epochs)
 
-    def end_of_epoch(self, epoch: int) -> int:
+    def end_of_epoch(self, epoch: float) -> int:
         """Return the number of steps that complete this many epochs."""
-        return -(-epoch * self.n_images // self.batch_size)
+        return math.ceil(epoch * self.n_images / self.batch_size - ROUNDING)
 
 
 class Optimizer(NamedTuple):
