@@ -106,7 +106,6 @@ def test_grids_in_sigma_over_alpha_by_their_formulas() -> None:
     rho = 5.0
     karras = (high ** (1 / rho) + place * (low ** (1 / rho) - high ** (1 / rho))) ** rho
     for grid, expected in (
-        (grids.uniform_logsnr(schedule, n), exponential),
         (grids.exponential(schedule, n), exponential),
         (grids.karras(schedule, n, rho=rho), karras),
     ):

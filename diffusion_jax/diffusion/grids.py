@@ -104,7 +104,8 @@ def exponential(
 ) -> Grid:
     """n levels with log(sigma / alpha) linear in place^rho: k-diffusion's polyexponential.
 
-    The place of a level runs evenly from 1 to 0. The other options are those of karras.
+    The place of a level runs evenly from 1 to 0. With rho=1, the levels are even in log-SNR, as in
+    DPM-Solver (arXiv:2206.00927). The other options are those of karras.
     """
     check_steps(schedule, n)
     _check_rho(rho)
@@ -113,17 +114,6 @@ def exponential(
         return low * (high / low) ** (place**rho)
 
     return between(schedule, n, sigma_min, sigma_max, to_zero, spacing)
-
-
-def uniform_logsnr(
-    schedule: NoiseSchedule,
-    n: int,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    to_zero: bool = True,
-) -> Grid:
-    """n levels evenly in log-SNR, as in DPM-Solver (arXiv:2206.00927); options as in karras."""
-    return exponential(schedule, n, 1.0, sigma_min, sigma_max, to_zero)
 
 
 def kl_optimal(
@@ -242,7 +232,7 @@ GRIDS: dict[str, Callable[..., Grid]] = {
     "trailing": trailing,
     "linspace": linspace,
     "quadratic": quadratic,
-    "uniform_logsnr": uniform_logsnr,
+    "uniform_logsnr": exponential,
     "exponential": exponential,
     "polyexponential": exponential,
     "karras": karras,
