@@ -450,7 +450,7 @@ CHANGED = {
     ),
     "one label": (PIXELS, np.array([0, 2, 1, 1, 0, 1]), "other labels"),
     "labels' order": (PIXELS, NUMBERS[::-1], "other labels"),
-    "order": (PIXELS[::-1], NUMBERS[::-1], "the same images in another order"),
+    "order": (PIXELS[::-1], NUMBERS[::-1], "the same images in a different order"),
     "images' order": (PIXELS[::-1], NUMBERS, "other images"),
     "both": (255 - PIXELS, 2 - NUMBERS, "other images and other labels"),
 }

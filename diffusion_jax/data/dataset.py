@@ -78,7 +78,7 @@ def changes(old: Sequence[str], new: Sequence[str]) -> str:
     if old[0] != new[0]:
         return f"{new[0]} images, where there were {old[0]}"
     if old[3] == new[3]:
-        return "the same images in another order"
+        return "the same images in a different order"
     parts = zip(("images", "labels"), old[1:3], new[1:3], strict=True)
     return f"other {' and other '.join(name for name, a, b in parts if a != b)}"
 

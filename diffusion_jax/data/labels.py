@@ -58,9 +58,8 @@ def context_vectors(
     """Return context vectors from stored labels, and the names of their features.
 
     labels: (count, feature) numbers, or (count,) class numbers or words; None for zeros. Without
-    names, the classes
-    are the words or numbers that occur. They are named after these numbers, or have the course's
-    names if they are 0..4.
+    names, the classes are the words or numbers that occur. They are named after these, or have the
+    course's names if they are 0..4.
     """
     names = tuple(names)
     if labels is None:

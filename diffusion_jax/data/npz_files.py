@@ -16,7 +16,7 @@ from diffusion_jax.files import HEAD, explain, open_file
 from diffusion_jax.typing import InputError, require
 
 BOMB = 2**26, 200  # bytes of an array that are suspicious, if it is that much larger than the file
-NEED = "give arrays, as np.savez writes them; one array alone is npy:images=FILE.npy"
+NEED = "give arrays, as np.savez writes them; for a single array, give npy:images=FILE.npy"
 
 
 def npz(
