@@ -24,7 +24,7 @@ cluster-demo: .venv/test
 test: .venv/test
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not peers"
 
-test-slow: .venv/test
+test-slow: .venv/slow
 	$(BIN)/python -m pytest -m "slow"
 
 test-peers: .venv/peers
@@ -50,6 +50,10 @@ clean:
 
 .venv/test: .venv/bin/python setup.cfg
 	$(BIN)/pip install -q -e '.[test]'
+	@touch $@
+
+.venv/slow: .venv/bin/python setup.cfg
+	$(BIN)/pip install -q -e '.[test,notebook]'
 	@touch $@
 
 .venv/peers: .venv/bin/python setup.cfg
