@@ -81,9 +81,28 @@ def test_chunks_and_resuming_change_no_bit(on_one_device) -> None:
     whole = trained(POWER, seconds=9.0)
     assert whole.losses == on_one_device.losses
     resumed = trained(POWER, seconds=9.0, state=on_one_device.states[4])
-    for found in (whole, resumed):
+    streamed = trained(POWER, seconds=9.0, resident=IMAGES.nbytes - 1)
+    assert streamed.losses == on_one_device.losses
+    for found in (whole, resumed, streamed):
         last = found.states[-1], on_one_device.states[-1]
         assert all(map(np.array_equal, *map(jax.tree.leaves, last)))
+
+
+def test_images_over_half_of_a_devices_memory_are_streamed(monkeypatch) -> None:
+    """Count the images that each dispatch gets on a device that states its memory."""
+    sent: list[int] = []
+
+    def run(state, images, labels, order, rates, count, seed):
+        sent.append(len(images))
+        return state, {"loss": np.zeros(loop.CHUNK)}
+
+    monkeypatch.setattr(loop, "train_chunk", lambda task, devices: run)
+    for limit in (2 * IMAGES.nbytes, 2 * IMAGES.nbytes - 1):
+        monkeypatch.setattr(loop, "_half_of_memory", lambda device, limit=limit: limit / 2)
+        trained(TINY, seconds=9.0)
+    whole, chunk = sent[: len(sent) // 2], sent[len(sent) // 2 :]
+    assert set(whole) == {N}
+    assert set(chunk) == {loop.CHUNK * BATCH}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Many steps of training in one dispatch, on all devices."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -35,9 +36,9 @@ class Chunk(NamedTuple):
 def train_chunk(task: Task, devices: Sequence[jax.Device]) -> Callable:
     """Return a compiled (state, images, labels, indices, rates, count, seed) -> (state, scalars).
 
-    It takes `count` steps. images and labels are the whole data set, on every device. indices
-    (device, CHUNK, part) select the images of each step. rates (CHUNK,) are the learning rates. The
-    state is donated.
+    It takes `count` steps. images and labels are the whole data set, or all that these steps use,
+    on every device. indices (device, CHUNK, part) select the images of each step. rates (CHUNK,)
+    are the learning rates. The state is donated.
     """
     step = train_step(task)
 
@@ -80,10 +81,13 @@ def fit(
     stops: Iterable[int] = (),
     seconds: float = 1.0,
     program: Callable | None = None,
+    resident: float | None = None,
 ) -> Iterator[Chunk]:
     """Train from state to the end of the run, in dispatches of about `seconds` seconds.
 
     program: what train_chunk returns, if it was made before. It serves runs of every length.
+    resident: the most bytes of images that each device keeps; by default half of its memory. Of
+    more images, each dispatch gets only those of its own steps, with the same result.
 
     Yield a Chunk after each dispatch. The first one has no steps; it gives the time of compilation.
     A chunk ends at each of the steps in stops. The result does not depend on where chunks end.
@@ -91,16 +95,22 @@ def fit(
     keep.
     """
     run = program or train_chunk(task, devices)
-    state, *dataset = replicate((state, np.asarray(images), np.asarray(labels)), devices)
+    most = _half_of_memory(devices[0]) if resident is None else resident
+    streams = agree(int(images.nbytes > most))
+    here = np.asarray(images), np.asarray(labels)
+    state, there = replicate((state, () if streams else here), devices)
     step, count = int(state.step), 0
     ends = sorted({stop for stop in stops if stop > step} | {length.steps})
     while step < length.steps or not count:
         begin = time.perf_counter()
         order = indices(task.seed, len(images), length.batch_size, step, CHUNK)
+        if streams:
+            there = replicate(tuple(part[order.ravel()] for part in here), devices)
+            order = np.arange(order.size, dtype=np.int32).reshape(order.shape)
         part = scatter(np.stack(np.split(order, len(devices), axis=1)), devices)
         rates = task.optimizer.rate(np.arange(step, step + CHUNK)).astype(np.float32)
         given = np.int32(count), np.uint32(task.seed)
-        state, scalars = run(state, *dataset, part, rates, *given)
+        state, scalars = run(state, *there, part, rates, *given)
         scalars = {name: np.asarray(values)[:count] for name, values in scalars.items()}
         elapsed = time.perf_counter() - begin
         step += count
@@ -123,3 +133,9 @@ def measure_speed(chunks: Iterable[Chunk], seconds: float) -> float:
         if took >= seconds:
             break
     return steps / took
+
+
+def _half_of_memory(device: jax.Device) -> float:
+    """Return half of the bytes of a device's own memory; no limit if it uses the host's."""
+    stats = device.memory_stats() or {}
+    return (stats.get("bytes_limit") or math.inf) / 2
