@@ -38,7 +38,7 @@ flags.DEFINE_float("guidance", None, "the scale of guidance, which costs a secon
 flags.DEFINE_float("minutes", 4.0, "the time for learning", 0.0, 1e4)
 flags.DEFINE_integer("steps", None, "the steps of Adam, instead of --minutes", 1, 10**6)
 flags.DEFINE_integer("batch_size", 128, "the samples in a step, over all devices", 16, 2**16)
-flags.DEFINE_float("learning_rate", 0.02, "the learning rate of Adam at the first step", 0.0, 1.0)
+flags.DEFINE_float("learning_rate", 0.05, "the learning rate of Adam at the first step", 0.0, 1.0)
 flags.DEFINE_integer("registers", 3, "how many earlier predictions a step may use", 0, 8)
 app.define_seed("the seed of noise, features and the order of images")
 flags.DEFINE_string("out", "learned.json", "the sampler file")
@@ -57,8 +57,8 @@ def main(args: Args) -> None:
     objective = spec.parse(args.objective, OBJECTIVES, "objective")
     options = {name: getattr(args, name) for name in OPTIONS}
     options["minutes" if args.steps is None else "steps"] = args.steps or args.minutes
-    args.refuse_unread("learning with --steps")
     devices = app.devices(args)
+    args.refuse_unread("learning with --steps")
     held_out, training = data.split(data.load(config.data, config.fingerprint), 1 - HELD_OUT)
     if not model.class_names:
         training, held_out = map(without_labels, (training, held_out))
@@ -81,12 +81,12 @@ def without_labels(dataset: Dataset) -> Dataset:
 
 def write(out: Path, learned: Learned, about: str, schedule: str) -> None:
     """Write the sampler's file and a picture of the objective, and report what was learned."""
-    steps, _, found = zip(*learned.curve, strict=True)
+    steps, _, found = np.array(learned.curve).T
     interchange.write(out, learned.tableau, about, schedule)
     picture = out.with_suffix(".png")
     pictures.loss_curve(picture, steps, found, "objective on held-out images")
     words = f"step {learned.best} of --steps={learned.steps} is the best"
-    app.say(f"{words}: {min(found):.4g} on held-out images, {found[0]:.4g} before")
+    app.say(f"{words}: {found.min():.4g} on held-out images, {found[0]:.4g} before")
     levels = ", ".join(f"{t:.1f}" for t in learned.tableau.t)
     scale = f"; guidance={learned.scale:.4g}" if learned.scale != 1 else ""
     app.say(f"levels t = {levels}{scale}")

@@ -11,6 +11,7 @@ import pytest
 from diffusion_jax import learning, parallel, samplers
 from diffusion_jax.data import Dataset
 from diffusion_jax.diffusion import schedules
+from diffusion_jax.evaluation import classifier
 from diffusion_jax.learning import Numbers, from_tableau, objectives, to_tableau
 from diffusion_jax.learning.numbers import traced_tableau
 from diffusion_jax.runs.models import save_model
@@ -18,7 +19,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.tableau import solve
 from diffusion_jax.tableau.identity import canonical, is_same
 from diffusion_jax.typing import InputError
-from tests.apps import call, said
+from tests.apps import call, output_of
 from tests.interpreter import interpret
 from tests.models import TINY, untrained
 
@@ -27,7 +28,8 @@ FORMS = (
     "ddim:5 ddim:8:eta=0.5 ddpm:6 unipc:7:order=3 sa_solver:5 dpmpp_2m_sde:6 dpmpp_3m_sde:5 "
     "lms:5 ipndm:6 deis:6 er_sde:6 dpm_solver:4 seeds:3 ddim:5:grid=karras"
 )
-N = 64
+N = 96
+OBJECTIVE = {"energy": objectives.energy(), "solution": objectives.solution(steps=20)}
 
 
 def random_numbers(calls: int = 5, registers: int = 3) -> Numbers:
@@ -52,7 +54,7 @@ def test_numbers_stand_for_the_sampler_that_they_are_from(text: str) -> None:
         "restart:6": "does not go down step by step",
         "dpmpp_sde:4": "have a different form: take a multistep method",
         "ddim:60": "60 network evaluations: a sampler to learn from has at most 50",
-        "lms:15": "remembers 14 predictions: it may remember at most 8",
+        "lms:15": "remembers 13 predictions: it may remember at most 8",
         "ddim:4:grid=uniform_logsnr:to_zero=false": "have a different form",
     }.items(),
 )
@@ -77,8 +79,11 @@ def test_traced_tableaus_are_those_of_the_host() -> None:
 
 
 def test_gradients_through_the_loop_are_those_of_finite_differences() -> None:
-    """Differentiate in float64 the plain interpreter, on a problem that is not linear."""
-    numbers = from_tableau(samplers.build("unipc:4", SCHEDULE))
+    """Differentiate in float64 the plain interpreter, on a problem that is not linear.
+
+    The levels lie between the schedule's steps, because the schedule has kinks there.
+    """
+    numbers = from_tableau(samplers.build("unipc:4:grid=karras:sigma_min=0.05", SCHEDULE))
     x = np.linspace(-1.5, 1.5, 12)
 
     def denoise(x, level, xp=jnp):
@@ -108,12 +113,12 @@ def test_gradients_through_the_loop_are_those_of_finite_differences() -> None:
         np.testing.assert_allclose(getattr(found, name) / scale, gradient / scale, atol=5e-3)
 
 
-def on_devices(count: int, objective, x, y, context):
+def on_devices(count: int, objective, x, y, context, features=objectives.random_features):
     """Return an objective and its gradient in x, computed on this many devices."""
 
     def run(x, y, context):
-        loss = partial(objective.loss, targets=y, contexts=context, key=jax.random.key(3))
-        value, gradient = jax.value_and_grad(lambda x: loss(x))(x)
+        layers = partial(features, jax.random.key(3))
+        value, gradient = jax.value_and_grad(objective.loss)(x, y, context, layers)
         return jax.lax.psum(value, parallel.AXIS), gradient
 
     devices = jax.devices()[:count]
@@ -133,12 +138,11 @@ def test_objectives_and_gradients_do_not_depend_on_the_devices(name: str) -> Non
     objective = objectives.OBJECTIVES[name]()
     one, four = (on_devices(count, objective, *sets()) for count in (1, 4))
     np.testing.assert_allclose(one[0], four[0], rtol=1e-4)
-    np.testing.assert_allclose(one[1], four[1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one[1], four[1], rtol=1e-4, atol=1e-5 * np.abs(one[1]).max())
 
 
-def test_the_energy_distance_is_that_of_all_pairs(monkeypatch) -> None:
+def test_the_energy_distance_is_that_of_all_pairs() -> None:
     """Compare with loops over pairs in float64, in pixels only; and the gradient by differences."""
-    monkeypatch.setattr(objectives, "random_features", lambda key, x: [])
     x, y, context = sets()
     objective = objectives.energy(context=0.7)
 
@@ -155,7 +159,7 @@ def test_the_energy_distance_is_that_of_all_pairs(monkeypatch) -> None:
                     total += 2 * across - one - other
         return total / (16 * 15)
 
-    value, gradient = on_devices(2, objective, x, y, context)
+    value, gradient = on_devices(2, objective, x, y, context, lambda key, x: [])
     assert value == pytest.approx(by_loops(x), rel=1e-4)
     step = np.zeros_like(x, np.float64)
     step[3, 4, 5, 1] = 1e-4
@@ -166,7 +170,8 @@ def test_the_energy_distance_is_that_of_all_pairs(monkeypatch) -> None:
 def dataset() -> Dataset:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 128, (N, 8, 8, 3), np.uint8)
-    return Dataset(images, np.eye(3, dtype=np.float32)[np.arange(N) % 3], ("a", "b", "c"))
+    labels = rng.normal(size=(N, 3)).astype(np.float32)  # not classes, so no classifier is trained
+    return Dataset(images, labels, ("a", "b", "c"))
 
 
 def learn(start: str = "sa_solver:3", objective: str = "energy", **options) -> learning.Learned:
@@ -177,7 +182,7 @@ def learn(start: str = "sa_solver:3", objective: str = "energy", **options) -> l
         samplers.build(start, model.schedule),
         dataset(),
         dataset(),
-        objectives.OBJECTIVES[objective](),
+        OBJECTIVE[objective],
         **options,
     )
 
@@ -185,31 +190,27 @@ def learn(start: str = "sa_solver:3", objective: str = "energy", **options) -> l
 def test_learning_improves_the_objective_and_repeats_bit_for_bit() -> None:
     first, again = learn(), learn()
     held_out = [value for *_, value in first.curve]
-    assert min(held_out) < held_out[0] and first.best > 0
+    assert min(held_out) < held_out[0]
+    assert first.best > 0
     assert all(map(np.array_equal, first.tableau, again.tableau))
-    assert not all(map(np.array_equal, first.tableau, learn(seed=1).tableau))
 
 
 def test_only_what_is_free_changes() -> None:
     start = samplers.build("sa_solver:3", untrained().schedule)
-    learned = from_tableau(learn(free=["noise"], registers=2).tableau)
-    before = from_tableau(start, 2)
-    assert not np.allclose(learned.fresh, before.fresh)
+    learned = learn(free=["noise", "guidance"], guidance=1.5, registers=2)
+    ours, before = from_tableau(learned.tableau), from_tableau(start, 2)
+    assert learned.scale != 1.5
+    assert not np.allclose(ours.fresh, before.fresh)
     for name in ("spacing", "history", "kept"):
-        ours, theirs = (getattr(each, name) for each in (learned, before))
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_the_scale_of_guidance_can_be_learned() -> None:
-    learned = learn(guidance=1.5, free=["guidance"])
-    assert learned.scale != 1.5 and 0.5 < learned.scale < 3
+        values = (getattr(each, name) for each in (ours, before))
+        np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_coarse_sampler_learns_the_fine_solution() -> None:
-    """Expect the images of unipc:50 from noise that learning did not see to be nearer."""
+    """Expect the images of unipc:20 from noise that learning did not see to be nearer."""
     model = untrained()
     learned = learn("ddim:2", "solution", free=["levels", "mixing"], steps=24)
-    tables = (samplers.build("unipc:50", model.schedule), learned.tableau)
+    tables = (samplers.build("unipc:20", model.schedule), learned.tableau)
     fine, ours, before = (
         sample(model, tableau, 32, seed=9).images
         for tableau in (*tables, samplers.build("ddim:2", model.schedule))
@@ -234,7 +235,7 @@ def test_bad_arguments_are_refused(options: dict, message: str) -> None:
 
 REFUSED = {
     "--start=heun:4": "does not go down step by step",
-    "--start=ddim:60": "has at most 50",
+    "--start=lms:15": "remembers 14 predictions",
     "--start=euler_a:4": "unknown",
     "--objective=kid": "unknown: choose from energy, mmd, solution",
     "--objective=energy:pixels=-1": "pixels=-1",
@@ -244,10 +245,10 @@ REFUSED = {
 }
 
 
-def test_the_app_writes_a_sampler_that_samples(tmp_path: Path) -> None:
-    images = dataset()
-    np.save(tmp_path / "images.npy", images.images)
-    np.save(tmp_path / "labels.npy", images.labels)
+def test_the_app_writes_a_sampler_that_samples(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(classifier, "STEPS", 5)
+    np.save(tmp_path / "images.npy", dataset().images)
+    np.save(tmp_path / "labels.npy", np.arange(N) % 3)
     data = f"npy:images={tmp_path}/images.npy:labels={tmp_path}/labels.npy:class_names=a,b,c"
     config = TINY.override(data=data)
     save_model(tmp_path / "run", config, untrained(config).variables)
@@ -257,9 +258,10 @@ def test_the_app_writes_a_sampler_that_samples(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             call("learn_sampler", *flags, wrong)
         assert not out.exists()
-    text = said("learn_sampler", *flags, "--start=ddim:2")
-    assert "of --steps=3 is the best" in text and out.with_suffix(".png").exists()
+    text = output_of("learn_sampler", *flags, "--start=ddim:2")
+    assert "of --steps=3 is the best" in text
+    assert out.with_suffix(".png").exists()
     with pytest.raises(InputError, match="it must be a new file"):
         call("learn_sampler", *flags)
-    sampler = f"--sampler=file:path={out}"
-    assert "2 network evaluations" in said("sample", *flags[:1], sampler, f"--out={tmp_path}/drawn")
+    drawn = flags[0], f"--sampler=file:path={out}", f"--out={tmp_path}/drawn"
+    assert "2 network evaluations" in output_of("sample", *drawn)

@@ -34,10 +34,11 @@ class Classifier(nn.Module):
 
     image_shape: tuple[int, int, int]
     classes: int
+    channels: tuple[int, int] = CHANNELS
 
     def setup(self) -> None:
         """Make the layers."""
-        first, second = CHANNELS
+        first, second = self.channels
         self.conv1 = Conv(first)
         self.norm1 = GroupNorm()
         self.conv2 = Conv(second)
@@ -45,12 +46,17 @@ class Classifier(nn.Module):
         self.hidden = Dense(FEATURES)
         self.out = Dense(self.classes)
 
-    def features(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch feature"]:
-        """Return the input of the last layer."""
+    def layers(self, pixels: Array) -> tuple[Float[Array, "batch _"], Float[Array, "batch _"]]:
+        """Return the output of the convolutions, and the input of the last layer."""
         x = pixels.astype(jnp.float32) / 127.5 - 1
         x = max_pool(gelu(self.norm1(self.conv1(x))))
         x = max_pool(gelu(self.norm2(self.conv2(x))))
-        return gelu(self.hidden(x.reshape(len(x), -1)))
+        maps = x.reshape(len(x), -1)
+        return maps, gelu(self.hidden(maps))
+
+    def features(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch feature"]:
+        """Return the input of the last layer."""
+        return self.layers(pixels)[1]
 
     def __call__(self, pixels: UInt8[Array, "batch h w c"]) -> Float[Array, "batch classes"]:
         """Return the logits of the classes."""
@@ -62,10 +68,10 @@ def network(dataset: Dataset) -> Classifier:
     return Classifier(dataset.images.shape[1:], dataset.labels.shape[1])
 
 
-def init(net: Classifier) -> Any:
-    """Return random weights, the same each time."""
+def init(net: Classifier, seed: int = SEED) -> Any:
+    """Return random weights."""
     pixels = jnp.zeros((1, *net.image_shape), jnp.uint8)
-    return jax.jit(net.init)(jax.random.key(SEED), pixels)["params"]
+    return jax.jit(net.init)(jax.random.key(seed), pixels)["params"]
 
 
 def has_classes(dataset: Dataset) -> bool:
@@ -133,10 +139,18 @@ def recognise(
     return logits.argmax(1) == dataset.labels.argmax(1)
 
 
-def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
-    """Return the weights of a classifier, trained from a fixed seed on data with classes."""
+def train(
+    dataset: Dataset,
+    devices: Sequence[jax.Device],
+    net: Classifier | None = None,
+    seed: int = SEED,
+) -> Any:
+    """Return the weights of a classifier, trained on data with classes.
+
+    net: by default that of `network`.
+    """
     count = max(n for n in range(1, len(devices) + 1) if BATCH % n == 0)
-    net, devices = network(dataset), tuple(devices[:count])
+    net, devices = net or network(dataset), tuple(devices[:count])
     optimizer = optax.adam(optax.cosine_decay_schedule(RATE, STEPS))
 
     def loss_of(params: Any, images: Array, classes: Array) -> Array:
@@ -154,9 +168,9 @@ def train(dataset: Dataset, devices: Sequence[jax.Device]) -> Any:
 
     shape = (STEPS, count, BATCH // count)
     classes = dataset.labels.argmax(1).astype(np.int32)
-    order = np.random.default_rng(SEED).integers(0, len(classes), shape, np.int32)
+    order = np.random.default_rng(seed).integers(0, len(classes), shape, np.int32)
     run = data_parallel(steps, (None, None, None, 0), None, devices=devices)
-    inputs = replicate((init(net), np.asarray(dataset.images), classes), devices)
+    inputs = replicate((init(net, seed), np.asarray(dataset.images), classes), devices)
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         return jax.tree.map(np.asarray, run(*inputs, order.swapaxes(0, 1)))
 

@@ -15,8 +15,10 @@ from jaxtyping import Array, Float, UInt32
 from diffusion_jax import samplers
 from diffusion_jax.data import Dataset
 from diffusion_jax.diffusion.guidance import Guidance, Model, network_denoiser
+from diffusion_jax.evaluation import classifier
+from diffusion_jax.evaluation.classifier import Classifier
 from diffusion_jax.learning.numbers import Numbers, from_tableau, to_tableau, traced_tableau
-from diffusion_jax.learning.objectives import Objective
+from diffusion_jax.learning.objectives import Objective, random_features
 from diffusion_jax.parallel import AXIS, data_parallel, replicate, scatter, split
 from diffusion_jax.sampling import sample
 from diffusion_jax.sampling.draw import keys_and_noise
@@ -37,6 +39,7 @@ LEAST = 16  # samples in a step, and images to learn from or to check with
 TIMED = 3  # steps that are timed to find out how many fit into the time
 POOL = 1024  # solutions to learn from
 MOMENTS = 0.9, 0.99  # of Adam
+CHANNELS = 24, 48  # of the classifier that learning uses
 
 
 class Values(NamedTuple):
@@ -78,13 +81,17 @@ class Source(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """What determines the program of a step. mask: 1 for values that are free, else 0."""
+    """What determines the program of a step.
+
+    mask: 1 for values that are free, else 0. judge: a classifier, or None.
+    """
 
     model: Model
     start: Tableau
     objective: Objective
     guided: bool
     mask: Values
+    judge: Classifier | None
 
 
 def fit(
@@ -99,7 +106,7 @@ def fit(
     steps: int | None = None,
     minutes: float = 4.0,
     batch_size: int = 128,
-    learning_rate: float = 0.02,
+    learning_rate: float = 0.05,
     registers: int = 3,
     seed: int = 0,
     devices: Sequence[jax.Device],
@@ -121,9 +128,13 @@ def fit(
     wrong = "this objective needs a sampler without noise: start from unipc, and leave noise fixed"
     require(not objective.solution or not noisy, wrong)
     values, mask = _begin(numbers, 1.0 if guidance is None else guidance, free)
-    setting = Setting(model, start, objective, guidance is not None, mask)
+    judge, params = None, None
+    if not objective.solution and classifier.has_classes(training):
+        judge = classifier.network(training).clone(channels=CHANNELS)  # not that of the measures
+        params = classifier.train(training, devices, judge, seed + 1)
+    setting = Setting(model, start, objective, guidance is not None, mask, judge)
     parts = [_source(setting, part, n, devices) for n, part in enumerate((training, held_out))]
-    trainer = _Trainer(setting, parts, devices, batch_size, seed)
+    trainer = _Trainer(setting, params, parts, devices, batch_size, seed)
     trainer.step(values, trainer.optimizer.init(values), 0, 0.0)  # this compiles
     if steps is None:
         steps = _steps_within(minutes, trainer, values, begin)
@@ -180,15 +191,19 @@ class _Trainer:
     def __init__(
         self,
         setting: Setting,
+        params: Any,
         parts: Sequence[Source],
         devices: Sequence[jax.Device],
         batch_size: int,
         seed: int,
     ) -> None:
-        """Compile nothing yet. parts: the images to learn from, and those to check with."""
+        """Compile nothing yet.
+
+        params: the weights of the judge. parts: the images to learn from, and those to check with.
+        """
         self.parts, self.devices, self.size, self.seed = parts, devices, batch_size, seed
         self.optimizer = optax.scale_by_adam(*MOMENTS)
-        self.variables = replicate(setting.model.variables, devices)
+        self.weights = replicate((setting.model.variables, params), devices)
         loss = partial(_loss, setting)
         shared, each = (None,) * 3, (0,) * 3
         step = partial(_step, loss, self.optimizer, setting.mask)
@@ -199,13 +214,12 @@ class _Trainer:
     def step(self, values: Values, state: Any, number: int, rate: float) -> tuple[Values, Any, Any]:
         """Return the values and Adam's state after a step, and the objective before it."""
         batch = self._batch(0, number)
-        return self._step(state, np.float32(rate), values, self.variables, *batch)
+        return self._step(state, np.float32(rate), values, self.weights, *batch)
 
     def check(self, values: Values) -> float:
         """Return the objective on held-out images, with the same noise and features each time."""
         found = [
-            self._value(values, self.variables, *self._batch(1, number))
-            for number in range(BATCHES)
+            self._value(values, self.weights, *self._batch(1, number)) for number in range(BATCHES)
         ]
         return float(np.mean([float(one) for one in found]))
 
@@ -227,7 +241,7 @@ class _Trainer:
 def _loss(
     setting: Setting,
     values: Values,
-    variables: Any,
+    weights: tuple[Any, Any],
     seeds: UInt32[Array, "2"],
     targets: Images,
     contexts: Context,
@@ -237,15 +251,24 @@ def _loss(
     model, start = setting.model, setting.start
     table = traced_tableau(values.numbers, model.schedule, float(start.t[0]))
     keys, noise = keys_and_noise(seeds[0], ids, targets.shape[1:])
-    network, weights = model.network.for_sampling(variables)
+    network, variables = model.network.for_sampling(weights[0])
     guide = None
     if setting.guided:
         guide = Guidance(*map(jnp.float32, Guidance()))._replace(scale=values.scale)
-    apply = partial(network.apply, weights)
+    apply = partial(network.apply, variables)
     denoise = network_denoiser(apply, model.prediction, model.schedule.steps, contexts, guide)
     forgetful = jax.checkpoint(lambda x, level: denoise(x, level))  # holds one call in memory
     samples, _ = solve(forgetful, table, start.noise_scale * noise, keys)
-    return setting.objective.loss(samples, targets, contexts, jax.random.key(seeds[1]))
+
+    def layers(images: Images) -> list[Float[Array, "batch _"]]:
+        found = random_features(jax.random.key(seeds[1]), images)
+        if setting.judge is not None:
+            pixels, params = 127.5 * (images + 1), {"params": weights[1]}
+            learned: Any = setting.judge.apply(params, pixels, method="layers")
+            found += learned
+        return found
+
+    return setting.objective.loss(samples, targets, contexts, layers)
 
 
 def _value(loss: Callable, *args: Any) -> Float[Array, ""]:

@@ -11,19 +11,17 @@ the same image, the sampler returns this image, whatever the numbers are.
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
-from diffusion_jax.diffusion.schedules import NoiseSchedule
+from diffusion_jax.diffusion.schedules import NoiseSchedule, noise_ratio
 from diffusion_jax.tableau import X0, Tableau, Z, check
 from diffusion_jax.tableau.identity import canonical
 from diffusion_jax.typing import require
 
 MOST_CALLS, MOST_REGISTERS = 50, 8
 TOLERANCE = 1e-8
-DENSE = 4096  # intervals of the schedule's table on the device
+DENSE = 4096  # values of alpha on the device, evenly spaced in log(sigma / alpha)
 
 
 class Numbers(NamedTuple):
@@ -86,19 +84,28 @@ def to_tableau(numbers: Numbers, schedule: NoiseSchedule, first: float) -> Table
 
 
 def traced_tableau(numbers: Numbers, schedule: NoiseSchedule, first: float) -> Tableau:
-    """Return the tableau of traced numbers, through which gradients flow."""
-    dense = np.linspace(0, schedule.steps, DENSE + 1)
-    _, alphas, sigmas = schedule.level(dense)
+    """Return the tableau of traced numbers, through which gradients flow.
+
+    As in the schedule, log(sigma / alpha) is linear in t between its steps.
+    """
+    knots = np.append(np.geomspace(1e-3, 1, 50)[:-1], np.arange(1, schedule.steps + 1))
+    log_ratio = np.log(noise_ratio(*schedule.level(knots)[1:]))
+    finite = np.isfinite(log_ratio)
+    dense = np.linspace(log_ratio[0], log_ratio[finite][-1], DENSE)
     t = _times(numbers.spacing, first, jnp)
-    alpha, sigma = (jnp.interp(t, dense, column) for column in (alphas, sigmas))
-    ends = np.ones(len(numbers.kept), bool)
-    return Tableau(t, alpha, sigma, mix(numbers, alpha, sigma, jnp), ends)
+    log = jnp.interp(t, knots[finite], log_ratio[finite])
+    alphas = schedule.alpha_at(np.exp(dense))
+    start = schedule.level(first)  # its alpha may be 0
+    alpha = jnp.interp(log, dense, alphas).at[0].set(start.alpha)
+    sigma = jnp.interp(log, dense, alphas * np.exp(dense)).at[0].set(start.sigma)
+    columns: Any = (t, alpha, sigma, mix(numbers, alpha, sigma, jnp))
+    return Tableau(*columns, np.ones(len(numbers.kept), bool))
 
 
-def _tabulate(numbers: Numbers, t: ArrayLike, alpha: Any, sigma: Any) -> Tableau:
-    columns = (np.asarray(column, np.float64) for column in (t, alpha, sigma))
-    table = mix(numbers, np.asarray(alpha), np.asarray(sigma), np)
-    return check(Tableau(*columns, table, np.ones(len(table), bool)))
+def _tabulate(numbers: Numbers, t: Any, alpha: Any, sigma: Any) -> Tableau:
+    t, alpha, sigma = (np.asarray(column, np.float64) for column in (t, alpha, sigma))
+    table = mix(numbers, alpha, sigma, np)
+    return check(Tableau(t, alpha, sigma, table, np.ones(len(table), bool)))
 
 
 def _times(spacing: Any, first: float, xp: ModuleType) -> Any:
@@ -123,8 +130,3 @@ def mix(numbers: Numbers, alpha: Any, sigma: Any, xp: ModuleType) -> Any:
     shift = np.zeros((n, registers, Z + registers))
     shift[:, np.arange(registers), [X0, *range(Z, Z + registers - 1)][:registers]] = 1
     return xp.concatenate([state[:, None], xp.asarray(shift, state.dtype)], 1)
-
-
-def on_device(numbers: Numbers) -> Numbers:
-    """Return the numbers in float32, as they are trained."""
-    return jax.tree.map(lambda each: jnp.asarray(each, jnp.float32), numbers)

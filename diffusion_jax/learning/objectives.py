@@ -1,11 +1,12 @@
 """Objectives of learning: how far samples are from images, or from a fine solution of the ODE.
 
 The distances of distributions are 2 E k(x, y) - E k(x, x') - E k(y, y') up to sign, over all pairs
-of different samples, in several spaces: features of a network with random weights, which are fresh
-at each step, and pixels. The contexts are part of each feature vector.
+of different samples. They are summed over several spaces: the layers of a network with random
+weights, which are fresh at each step; those of a classifier of the training images, unless these
+have no classes; and pixels. The contexts are part of each vector.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,15 +20,16 @@ from diffusion_jax.typing import Context, Images, require
 
 WIDTHS = (32, 64, 64)  # channels of the random network
 Distance = Callable[[Array, Array], Array]  # of all pairs of rows, on several devices
-Loss = Callable[[Images, Images, Context, Key[Array, ""]], Float[Array, ""]]
+Layers = Callable[[Images], Sequence[Float[Array, "batch _"]]]  # the features of images
+Loss = Callable[[Images, Images, Context, Layers], Float[Array, ""]]
 
 
 class Objective(NamedTuple):
     """A function to minimise.
 
-    loss(samples, targets, contexts, key): the part of this device, to be summed over AXIS. Target i
-    has the context of sample i. solution: the sampler whose images from the same noise are the
-    targets; "" stands for real images.
+    loss(samples, targets, contexts, layers): the part of this device, to be summed over AXIS.
+    Target i has the context of sample i.
+    solution: the sampler whose images from the same noise are the targets; "" for real images.
     """
 
     loss: Loss
@@ -37,7 +39,7 @@ class Objective(NamedTuple):
 def energy(pixels: float = 1.0, context: float = 0.5) -> Objective:
     """Energy distance: Szekely and Rizzo 2013, doi:10.1016/j.jspi.2013.03.018.
 
-    pixels: the weight of the distance of pixels; that of each space of features is 1.
+    pixels: the weight of the distance of pixels; that of each layer is 1.
     context: the scale of the context in each feature vector, whose mean square is 1.
     """
     return _between_distributions(_euclidean, pixels, context)
@@ -57,7 +59,7 @@ def solution(steps: int = 50) -> Objective:
     It needs a sampler that adds no noise.
     """
 
-    def loss(x: Images, y: Images, context: Context, key: Key[Array, ""]) -> Float[Array, ""]:
+    def loss(x: Images, y: Images, contexts: Context, layers: Layers) -> Float[Array, ""]:
         return jnp.mean((x - y) ** 2) / lax.axis_size(AXIS)
 
     return Objective(loss, f"unipc:{steps}")
@@ -74,13 +76,13 @@ def _between_distributions(distance: Distance, pixels: float, context: float) ->
     for name, value in (("pixels", pixels), ("context", context)):
         require(0 <= value < np.inf, f"{name}={value}: it must be 0 or more, and finite")
 
-    def loss(x: Images, y: Images, contexts: Context, key: Key[Array, ""]) -> Float[Array, ""]:
-        parts = [*zip(random_features(key, x), random_features(key, y), strict=True)]
+    def loss(x: Images, y: Images, contexts: Context, layers: Layers) -> Float[Array, ""]:
+        parts = [*zip(layers(x), layers(y), strict=True)]
         weights = [*[1.0] * len(parts), pixels]
         parts.append((x.reshape(len(x), -1), y.reshape(len(y), -1)))
         total = jnp.zeros(())
         for weight, (ours, theirs) in zip(weights, parts, strict=True):
-            sides = _alike(ours, theirs, context * contexts)
+            sides = _to_vectors(ours, theirs, context * contexts)
             total += weight * _discrepancy(distance, *sides)
         return total
 
@@ -117,12 +119,16 @@ def _halve(x: Array) -> Array:
     return x.reshape(n, down, high, across, wide, channels).mean((2, 4))
 
 
-def _alike(ours: Array, theirs: Array, contexts: Array) -> tuple[Array, Array]:
+def _to_vectors(ours: Array, theirs: Array, contexts: Array) -> tuple[Array, Array]:
     """Centre and scale both sides by the targets of all devices, and append the contexts."""
     targets = lax.all_gather(theirs, AXIS, tiled=True)
     centre = targets.mean(0)
     scale = jnp.sqrt(jnp.maximum(targets.var(0).sum(), 1e-12))
-    return tuple(jnp.concatenate([(x - centre) / scale, contexts], 1) for x in (ours, theirs))
+
+    def vectors(x: Array) -> Array:
+        return jnp.concatenate([(x - centre) / scale, contexts], 1)
+
+    return vectors(ours), vectors(theirs)
 
 
 def _discrepancy(distance: Distance, ours: Array, theirs: Array) -> Float[Array, ""]:
