@@ -187,6 +187,7 @@ def learn(start: str = "sa_solver:3", objective: str = "energy", **options) -> l
     )
 
 
+@pytest.mark.slow
 def test_learning_improves_the_objective_and_repeats_bit_for_bit() -> None:
     first, again = learn(), learn()
     held_out = [value for *_, value in first.curve]
@@ -206,6 +207,7 @@ def test_only_what_is_free_changes() -> None:
         np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_coarse_sampler_learns_the_fine_solution() -> None:
     """Expect the images of unipc:20 from noise that learning did not see to be nearer."""
     model = untrained()

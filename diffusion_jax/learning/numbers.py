@@ -98,8 +98,8 @@ def traced_tableau(numbers: Numbers, schedule: NoiseSchedule, first: float) -> T
     start = schedule.level(first)  # its alpha may be 0
     alpha = jnp.interp(log, dense, alphas).at[0].set(start.alpha)
     sigma = jnp.interp(log, dense, alphas * np.exp(dense)).at[0].set(start.sigma)
-    columns: Any = (t, alpha, sigma, mix(numbers, alpha, sigma, jnp))
-    return Tableau(*columns, np.ones(len(numbers.kept), bool))
+    ends = np.ones(len(numbers.kept), bool)
+    return Tableau._make((t, alpha, sigma, mix(numbers, alpha, sigma, jnp), ends))
 
 
 def _tabulate(numbers: Numbers, t: Any, alpha: Any, sigma: Any) -> Tableau:
