@@ -9,6 +9,7 @@ APPS = (
     "convert",
     "edit",
     "evaluate",
+    "learn_sampler",
     "likelihood",
     "sample",
     "sweep",

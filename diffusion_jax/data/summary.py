@@ -18,9 +18,10 @@ CLASSES = 16  # the most that are shown
 def class_counts(dataset: Dataset) -> dict[str, int]:
     """Return the number of images of each class; nothing if contexts are not classes."""
     labels = dataset.labels
-    one_hot = np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(1) == 1)
+    if not (np.all((labels == 0) | (labels == 1)) and np.all(labels.sum(1) == 1)):
+        return {}
     counts = labels.sum(0, dtype=np.float64).astype(int).tolist()
-    return dict(zip(dataset.class_names, counts, strict=True)) if one_hot else {}
+    return dict(zip(dataset.class_names, counts, strict=True))
 
 
 def describe(dataset: Dataset) -> str:
