@@ -35,7 +35,7 @@ def best() -> Config:
 
 
 def digits() -> Config:
-    """Learn grey images of 28x28, by default scikit-learn's digits (minutes on a CPU)."""
+    """Learn grey images of 28x28, by default scikit-learn's digits."""
     return demo().override(
         data="digits:size=28",
         optimizer="adam:0.002:decay=cosine:warmup=100",
@@ -45,7 +45,7 @@ def digits() -> Config:
 
 
 def unet() -> Config:
-    """Learn colour images of 32x32 by a residual U-Net, from --data (hours on a CPU)."""
+    """Learn colour images of 32x32, which --data names, by a residual U-Net."""
     return best().override(
         network="unet:n_feat=32:multipliers=1,2,2:blocks=1:attention=2",
         optimizer="adam:0.001:decay=cosine:warmup=100",

@@ -58,7 +58,7 @@ def main(args: Args) -> None:
         config = config.fill_in(dataset)
         trainer.check_folder(folder, config)
         devices = parallel.choose_devices(config.batch_size, args.devices)
-    length = f"{config.epochs:g} epochs" if minutes is None else f"{minutes:g} minutes"
+    length = f"{config.epochs:g} epochs" if minutes is None else f"about {minutes:g} min"
     say(
         f"{folder}: {data.describe(dataset)}\n{folder}: "
         f"{length} in batches of {config.batch_size} on {describe(devices)}"

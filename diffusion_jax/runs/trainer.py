@@ -188,7 +188,7 @@ def _lay_out(run: Run, dataset: Dataset, minutes: float, begin: float) -> Run:
     if parallel.agree((run.folder / checkpoints.CONFIG).exists()):
         run.tell(f"{run.length.steps} steps were laid out when the run began, and stay so")
         return run
-    run.tell(f"measuring how many steps fit in {minutes:g} minutes")
+    run.tell(f"measuring how many steps fit in {minutes:g} min")
     n_images, batch_size, _ = run.length
     many = run.length._replace(epochs=TRIAL * batch_size / n_images)
     state, data = training.init(run.task), (dataset.images, dataset.labels)
