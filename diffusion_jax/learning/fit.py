@@ -33,8 +33,8 @@ FREE = {  # what may be learned: fields of Values
     "guidance": ("scale",),
 }
 LEAST_NOISE = 0.05  # of free noise at the start, because a noise of 0 has no gradient
-CHECKS, PATIENCE = 12, 4  # checks on held-out images, and how many pass before learning stops
-BATCHES = 4  # batches of a check
+CHECKS, PATIENCE = 12, 6  # checks on held-out images, and how many pass before learning stops
+BATCHES = 8  # batches of a check
 LEAST = 16  # samples in a step, and images to learn from or to check with
 TIMED = 3  # steps that are timed to find out how many fit into the time
 POOL = 1024  # solutions to learn from
