@@ -36,9 +36,13 @@ from PIL import Image
 
 from diffusion_jax import samplers, spec
 from diffusion_jax.data import CLASS_NAMES, Dataset, contexts
+from diffusion_jax.data import load as load_data
+from diffusion_jax.data.dataset import check
 from diffusion_jax.data.frames import Frame
 from diffusion_jax.data.image_folders import image_folder
+from diffusion_jax.data.labels import read_labels
 from diffusion_jax.data.npy_files import npy_pair
+from diffusion_jax.data.npz_files import load_npz
 from diffusion_jax.diffusion import schedules
 from diffusion_jax.diffusion.grids import GRIDS
 from diffusion_jax.networks import torch_weights
@@ -213,6 +217,25 @@ def picture(mode: str, kind: str, size: tuple[int, int] = (8, 8), **options: Any
     return file.getvalue()
 
 
+def archive(save: Callable[..., None]) -> bytes:
+    file = io.BytesIO()
+    save(file, **TINY._asdict() | {"fingerprint": 0})
+    return file.getvalue()
+
+
+ARCHIVES = [archive(np.savez), archive(np.savez_compressed)]
+CELLS = st.lists(st.lists(NUMBERS | WORDS, max_size=3).map(",".join), max_size=4)
+TABLE = st.one_of(
+    CELLS.map(lambda rows: "\n".join(rows).encode(errors="surrogatepass")),
+    (JUNK | st.lists(NUMBERS | WORDS, max_size=3)).map(json.dumps).map(str.encode),
+    mutated(b"a.png,cat\nb.png,dog\n"),
+    mutated(b'{"a.png": [0.5, 1], "b.png": [1, 0]}'),
+    mutated(b"[3, 7]"),
+)
+SHEET_OPTIONS = st.lists(
+    st.tuples(st.sampled_from(["tile", "gap", "size", "fit", "background"]), VALUES).map("=".join),
+    max_size=2,
+).map(lambda words: ":".join(["tile=4", *words]).replace("tile=4:tile", "tile"))
 PICTURES = [
     *(picture(mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     *(picture(mode, "JPEG") for mode in ("L", "RGB", "CMYK")),
@@ -342,6 +365,27 @@ def on_labels(data: bytes, folder: Path) -> None:
     assert np.all(np.isfinite(dataset.labels))
 
 
+def on_table(given: tuple[bytes, str, bool], folder: Path) -> None:
+    data, suffix, keyed = given
+    path = folder / f"x{suffix}"
+    path.write_bytes(data)
+    files = ["a.png", "b.png"] if keyed else []
+    vectors, names = read_labels(str(path), 2, files=files)
+    found = check(Dataset(TINY.images, vectors, names), str(path))
+    assert found.labels.shape == (2, len(names))
+
+
+def on_archive(data: bytes, folder: Path) -> None:
+    (folder / "x.npz").write_bytes(data)
+    assert len(load_npz(str(folder / "x.npz"), ["images", "labels"])) == 2
+
+
+def on_sheet(given: tuple[bytes, str], folder: Path) -> None:
+    data, options = given
+    (folder / "x.png").write_bytes(data)
+    assert len(load_data(f"sheet:{folder}/x.png:{options}").images)
+
+
 def on_pictures(given: tuple[bytes, str, int], folder: Path) -> None:
     data, suffix, size = given
     path = folder / "a" / f"x{suffix}"
@@ -391,6 +435,9 @@ PROPERTIES: dict[str, tuple[st.SearchStrategy, Callable[[Any, Path], None]]] = {
     "config-text": (mutated(json.dumps(Config().to_dict()).encode()), on_config_text),
     "images": (NPY, on_images),
     "labels": (NPY, on_labels),
+    "table": (st.tuples(TABLE, st.sampled_from([".csv", ".json"]), st.booleans()), on_table),
+    "archive": (st.sampled_from(ARCHIVES).flatmap(mutated), on_archive),
+    "sheet": (st.tuples(MUTATED_PICTURES, SHEET_OPTIONS), on_sheet),
     "pictures": (st.tuples(MUTATED_PICTURES, SUFFIXES, st.sampled_from([0, 8])), on_pictures),
     "state-dict": (STATE_DICTS, on_state_dict),
     "metrics": (st.lists(LINE).map(b"\n".join), on_metrics),
