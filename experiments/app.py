@@ -213,7 +213,7 @@ def describe(devices: Sequence[jax.Device]) -> str:
     return f"{len(devices)} {kind}" + (f" of {processes} processes" if processes > 1 else "")
 
 
-def say(text: str) -> None:
+def print_once(text: str) -> None:
     """Print a text in the first process of a job."""
     if parallel.is_first():
         print(text, flush=True)

@@ -30,7 +30,7 @@ from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.reports import Section, gallery, table, write_report
 from diffusion_jax.typing import InputError, require
 from experiments import app, tables
-from experiments.app import Args, describe, say
+from experiments.app import Args, describe, print_once
 
 EACH = 16  # images in a row of the report
 ROWS = 32  # the most classes in the report
@@ -66,7 +66,7 @@ def main(args: Args) -> None:
     begin = time.perf_counter()
     images, labels = draw()
     seconds = {"sampling": time.perf_counter() - begin}
-    params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
+    params = classifier.obtain(out / "classifier.npz", real.teaching, devices, print_once)
     begin = time.perf_counter()
     measured, near = evaluation.measure_against(real, params, devices)(images, labels)
     seconds["measuring"] = time.perf_counter() - begin

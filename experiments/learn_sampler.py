@@ -62,7 +62,7 @@ def main(args: Args) -> None:
     held_out, training = data.split(data.load(config.data, config.fingerprint), 1 - HELD_OUT)
     if not model.class_names:
         training, held_out = map(without_labels, (training, held_out))
-    app.say(f"{chosen}: {start.rows} evaluations; {describe(devices)}; compiling")
+    app.print_once(f"{chosen}: {start.rows} evaluations; {describe(devices)}; compiling")
     with tqdm(unit="step", desc="learning") as bar:
 
         def show(done: int, total: int) -> None:
@@ -86,11 +86,11 @@ def write(out: Path, learned: Learned, about: str, schedule: str) -> None:
     picture = out.with_suffix(".png")
     pictures.loss_curve(picture, steps, found, "objective on held-out images")
     words = f"step {learned.best} of --steps={learned.steps} is the best"
-    app.say(f"{words}: {found.min():.4g} on held-out images, {found[0]:.4g} before")
+    app.print_once(f"{words}: {found.min():.4g} on held-out images, {found[0]:.4g} before")
     levels = ", ".join(f"{t:.1f}" for t in learned.tableau.t)
     scale = f"; guidance={learned.scale:.4g}" if learned.scale != 1 else ""
-    app.say(f"levels t = {levels}{scale}")
-    app.say(f"written: {out}, {picture}; sample with --sampler=file:path={out}")
+    app.print_once(f"levels t = {levels}{scale}")
+    app.print_once(f"written: {out}, {picture}; sample with --sampler=file:path={out}")
 
 
 if __name__ == "__main__":

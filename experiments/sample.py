@@ -33,7 +33,7 @@ from diffusion_jax.sampling import Samples, frame_rows, sample
 from diffusion_jax.sampling.draw import images_at_once
 from diffusion_jax.typing import require
 from experiments import app
-from experiments.app import Args, describe, say
+from experiments.app import Args, describe, print_once
 from experiments.timing import process_seconds
 
 MOST = 1_000_000  # the most images of one call
@@ -76,7 +76,7 @@ def main(args: Args) -> None:
     options |= {"context": context, "batch_size": images_at_once(n, model, args.batch_size)}
     layout, rule = {"scaling": args.scaling}, "none" if args.compare else args.frames
     args.refuse_unread("--compare")
-    say(f"{folder}: {n} images on {describe(devices)}")
+    print_once(f"{folder}: {n} images on {describe(devices)}")
     if args.compare:
         name = app.variant("compare-" + "-".join(tableaus), args, *VARIED)
         compare(out / f"{name}.png", model, tableaus, options, layout)
@@ -86,10 +86,10 @@ def main(args: Args) -> None:
     frames = None if rule == "none" else frame_rows(tableau, model.schedule.steps, rule)
     path = out / "samples.npy" if is_first() else None
     samples, _ = draw(label, model, tableau, shown, options | {"frames": frames}, path)
-    say(f"the images were there {process_seconds():.1f} s after the start of the process")
+    print_once(f"the images were there {process_seconds():.1f} s after the start of the process")
     if is_first():
         if len(shown) < n:
-            say(f"the pictures show {len(shown)} of the {n} images")
+            print_once(f"the pictures show {len(shown)} of the {n} images")
         write(out, samples, rows, layout)
 
 
@@ -165,7 +165,7 @@ def draw(
             np.lib.format.write_array_header_1_0(file, header)
         samples = sample(model, tableau, n, keep=keep, **options)
     seconds = time.perf_counter() - compiled
-    say(
+    print_once(
         f"{label}: {n} images in {seconds:.2f} s, {n / seconds:.1f} images/s, "
         f"{tableau.rows} network evaluations; compilation {compiled - begin:.1f} s"
     )
@@ -183,7 +183,7 @@ def write(out: Path, samples: Samples, rows: pictures.Rows, layout: dict[str, An
         pictures.save_gif(out / "denoising.gif", moving, scale=3, **layout)
         pictures.save_html(out / "denoising.html", moving, scale=3, **layout)
         written += ["denoising.gif", "denoising.html"]
-    say(f"written: {', '.join(str(out / name) for name in written)}")
+    print_once(f"written: {', '.join(str(out / name) for name in written)}")
 
 
 def compare(
@@ -200,11 +200,11 @@ def compare(
     found = {label: draw(label, model, one, shown, options) for label, one in tableaus.items()}
     slowest = max(seconds for _, seconds in found.values())
     for label, (_, seconds) in found.items():
-        say(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
+        print_once(f"{label} is {slowest / seconds:.1f} times as fast as the slowest")
     if is_first():
         images = np.concatenate([samples.images for samples, _ in found.values()])
         pictures.save_png(path, pictures.grid(images, labels=list(found), columns=wide, **layout))
-        say(f"written: {path}")
+        print_once(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.spec import Spec, choose
 from diffusion_jax.typing import require
 from experiments import app, tables
-from experiments.app import Args, describe, say
+from experiments.app import Args, describe, print_once
 from experiments.presets import PRESETS, RECIPES
 
 STEPS_FOR = (3, 5, 8, 10, 15, 25, 50)  # evaluations of a sampler that is given without steps
@@ -113,24 +113,24 @@ def main(args: Args) -> None:
         evaluation.check_shape(real, config.image_shape, config.n_cfeat)
     step = None if args.recipes else args.step
     args.refuse_unread("--recipes" if args.recipes else "a sweep without --recipes")
-    say(f"{sum(map(len, methods))} cases on {describe(devices)}; results go to {out}")
+    print_once(f"{sum(map(len, methods))} cases on {describe(devices)}; results go to {out}")
     about = environment.describe(sys.argv, devices) | {"n": n, "devices": describe(devices)}
     words: list[dict[str, str]] = []
     points: list[Point] = []
     for (name, folder, config, dataset), chosen in zip(runs, methods, strict=True):
         if dataset is not None:
             trained_on = choose_devices(config.batch_size, args.devices)
-            trainer.train_run(folder, config, dataset, trained_on, tell=say)
+            trainer.train_run(folder, config, dataset, trained_on, report=print_once)
         model = load_model(folder, step)
         real = real_images(config.data, known=config.fingerprint)
-        params = classifier.obtain(out / "classifier.npz", real.teaching, devices, say)
+        params = classifier.obtain(out / "classifier.npz", real.teaching, devices, print_once)
         cases = plan_cases(model, config, real, params, chosen, n, options)
         results = sweep.run(out / "results.jsonl", cases)
         for method, found in zip(chosen, results, strict=True):
             words.append({"run": name, "sampler": str(method.sampler), "guidance": method.guidance})
             points.append(point_of(method, found, f"{name}, " if len(runs) > 1 else ""))
             measured = ", ".join(f"{k} {v}" for k, v in points[-1].measures.items())
-            say(f"{name}, {method.sampler}, guidance {method.guidance}: {measured}")
+            print_once(f"{name}, {method.sampler}, guidance {method.guidance}: {measured}")
         write(out, words, points, choose_shown(found["real"]), about | {"origin": real.origin})
 
 
@@ -252,7 +252,7 @@ def write(
     text = "\n\n".join([*parts, tables.table(rows)]) + "\n"
     write_atomically(out / "results.md", text.encode())
     write_atomically(out / "results.png", tables.plot(points, costs, PLOTTED, real))
-    say(f"written: {out / 'results.md'}, {out / 'results.png'}")
+    print_once(f"written: {out / 'results.md'}, {out / 'results.png'}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from diffusion_jax.runs.previews import PREVIEW
 from diffusion_jax.runs.trainer import Keeping
 from diffusion_jax.typing import require
 from experiments import app
-from experiments.app import Args, describe, say
+from experiments.app import Args, describe, print_once
 
 SAVES = "epochs between checkpoints; by default 4, or a tenth of all epochs if that is more"
 BITS = "use only GPU kernels that give the same bits in every run; they are slower"
@@ -59,15 +59,15 @@ def main(args: Args) -> None:
         trainer.check_folder(folder, config)
         devices = parallel.choose_devices(config.batch_size, args.devices)
     length = f"{config.epochs:g} epochs" if minutes is None else f"about {minutes:g} min"
-    say(
+    print_once(
         f"{folder}: {data.describe(dataset)}\n{folder}: "
         f"{length} in batches of {config.batch_size} on {describe(devices)}"
     )
     if args.report:
-        say(f"look at {folder / PREVIEW} to watch it learn")
-    trainer.train_run(folder, config, dataset, devices, keeping, say, minutes)
+        print_once(f"look at {folder / PREVIEW} to watch it learn")
+    trainer.train_run(folder, config, dataset, devices, keeping, print_once, minutes)
     if args.report:
-        say(f"report: {write_run_report(folder, load_model(folder), devices)}")
+        print_once(f"report: {write_run_report(folder, load_model(folder), devices)}")
 
 
 def check_minutes(args: Args) -> float | None:

@@ -179,7 +179,7 @@ def test_the_steps_that_fit_are_laid_out_once(data, folder, monkeypatch) -> None
     assert_same(counted, timed, steps, least=5)
     shutil.rmtree(timed / "state" / str(steps))
     out = output_of("train", *tiny, f"--run={timed}", "--minutes=7")
-    assert f"{steps} steps were laid out when the run began, and stay so" in out
+    assert f"keeping the {steps} steps that were planned when the run began" in out
     assert_same(timed, counted, steps, least=5)
 
 
@@ -504,7 +504,7 @@ REFUSED = {
             f"--network={TINY.network}",
         ): r"started with a different configuration: epochs: 3 -> 4\.",
         ("--run={}/run", "--seed=1", "--schedule=cosine"): r"schedule: course.*; seed: 0 -> 1",
-        ("--run={}",): r"run='.*' exists and is not a run: name another folder",
+        ("--run={}",): r"run='.*' exists and is not a run: name a different folder",
         ("--run=/proc/new/run",): r"run='/proc/new/run' cannot be written: /proc: ",
         (f"--run={'x' * 300}",): r"run='x+' cannot be written: .*: File name too long",
         ("--run={}/text.npy",): r"run='.*text\.npy' exists and is not a run",

@@ -101,7 +101,7 @@ def test_a_new_component_of_every_kind_trains_and_samples(tmp_path, monkeypatch)
     assert config.optimizer == "tiny:rate=0.05", "its options are in config.json"
     dataset = data.load("tiny:value=96")
     config = config.override(data="tiny:value=96").fill_in(dataset)
-    train_run(tmp_path / "run", config, dataset, jax.devices()[:1], tell=lambda text: None)
+    train_run(tmp_path / "run", config, dataset, jax.devices()[:1], report=lambda text: None)
     found = [record["loss"] for record in metrics.read(tmp_path / "run" / "metrics.jsonl")]
     assert found[-1] < found[0] / 2
     model = load_model(tmp_path / "run")

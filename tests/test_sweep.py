@@ -232,7 +232,7 @@ def test_a_run_without_classes_has_only_its_kid(folder, tmp_path, drawn) -> None
 def test_a_recipe_is_trained_and_measured_once(folder, tmp_path, quick, monkeypatch) -> None:
     trained: list[int] = []
 
-    def train(folder: Path, config: Config, dataset: data.Dataset, devices, tell) -> None:
+    def train(folder: Path, config: Config, dataset: data.Dataset, devices, report) -> None:
         trained.append(len(dataset.images) // config.batch_size)
         if not folder.exists():
             save_model(folder, config, untrained(config).variables)

@@ -87,7 +87,7 @@ def sample_sections(model: Model, devices: Sequence[jax.Device]) -> Iterator[Sec
 
 
 def versions(run: Path) -> str:
-    """Tabulate the environment of a run's last start, or the present one without a record."""
+    """Tabulate the environment of a run's last start, or today's if there is no record."""
     *_, last = environment.read(run) or [{"versions": environment.versions()}]
     for name, by in (("devices", ", "), ("command", " ")):
         if isinstance(last.get(name), list):

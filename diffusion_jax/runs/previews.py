@@ -1,4 +1,4 @@
-"""preview.png in a run folder: samples of each class from the weights of the moment."""
+"""preview.png in a run folder: samples of each class from the present weights."""
 
 import time
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ class Preview:
     def refresh(self, variables: Variables, now: bool = False) -> None:
         """Draw the picture again, always from the same noise, if it is due or must be drawn now.
 
-        It is due when the time since the last one is long beside the time of drawing it. The first
-        one compiles, which does not count.
+        It is due so often that drawing takes SHARE of the time. The first drawing compiles, so its
+        time does not count.
         """
         begin = time.perf_counter()
         if not parallel.agree(int(now or begin >= (self.due or 0))):

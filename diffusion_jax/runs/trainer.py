@@ -53,7 +53,7 @@ RESERVE = 0.03  # the part of a run's minutes for previews and checkpoints
 
 
 class Run(NamedTuple):
-    """A run in training. tell: a function that receives each line of the report."""
+    """A run in training. report: a function that receives each line of the report."""
 
     folder: Path
     config: Config
@@ -61,12 +61,12 @@ class Run(NamedTuple):
     length: Length
     devices: Sequence[jax.Device]
     keeping: Keeping
-    tell: Callable[[str], object]
+    report: Callable[[str], object]
     program: Callable
     preview: Preview
 
     def with_epochs(self, epochs: float) -> "Run":
-        """Return the run with another length. Its programs stay the same."""
+        """Return the run with a different length. Its programs stay the same."""
         config = self.config.override(epochs=epochs)
         length = config.length(self.length.n_images)
         return self._replace(config=config, length=length, task=config.task(length))
@@ -100,7 +100,7 @@ def check_folder(folder: Path, config: Config) -> None:
         link = os.path.islink(folder / name)
         require(not link, f"{folder / name} is a link: a run's own folders must be in it")
     known = new or (folder / checkpoints.CONFIG).is_file()
-    require(known, f"run={str(folder)!r} exists and is not a run: name another folder")
+    require(known, f"run={str(folder)!r} exists and is not a run: name a different folder")
     differences = [] if new else load_config(folder).differences(config)
     if differences:  # they may be damage of config.json
         checkpoints.check_config(folder)
@@ -124,14 +124,14 @@ def train_run(
     dataset: Dataset,
     devices: Sequence[jax.Device],
     keeping: Keeping = DEFAULT,
-    tell: Callable[[str], object] = print,
+    report: Callable[[str], object] = print,
     minutes: float | None = None,
 ) -> None:
     """Train a run to its end, from its newest sound checkpoint or from the start.
 
     minutes: lay a new run out for the steps that fit this time on these devices, compilation
-    included, instead of config.epochs. The stored configuration then has the epochs laid out.
-    Raise InputError if it is being written by another process, if a loss is not finite, or if
+    included, instead of config.epochs. The stored configuration then has the planned epochs.
+    Raise InputError if it is being written by a different process, if a loss is not finite, or if
     every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
     """
     begin, first = time.perf_counter(), parallel.is_first()
@@ -139,7 +139,7 @@ def train_run(
     task = config.task(length)
     program = training.train_chunk(task, devices)
     preview = Preview(folder, model_of(config, task.network, {}), devices)
-    run = Run(folder, config, task, length, devices, keeping, tell, program, preview)
+    run = Run(folder, config, task, length, devices, keeping, report, program, preview)
     given = dataset._replace(labels=0 * dataset.labels) if config.null_context else dataset
     with ExitStack() as held:
         with parallel.sharing_errors():
@@ -154,23 +154,23 @@ def train_run(
                 write_summary(folder, dataset)
         state = _resume(run)
         if int(state.step) == run.length.steps:
-            tell(f"{folder} is complete: {run.length.steps} steps")
+            report(f"{folder} is complete: {run.length.steps} steps")
         else:
             if first:
                 environment.record(folder, environment.describe(sys.argv, devices))
             _train(run, given, state)
         losses = [record["loss"] for record in metrics.read(folder / METRICS)]
         if skipped := losses.count(None):
-            tell(f"{skipped} of {len(losses)} steps were skipped: loss or gradient not finite")
+            report(f"{skipped} of {len(losses)} steps were skipped: loss or gradient not finite")
         require(
             not losses or skipped < len(losses),
             f"run={str(folder)!r} has learned nothing: every step was skipped. Try a lower "
-            "learning rate or optimizer=adam:clip=1, in another folder",
+            "learning rate or optimizer=adam:clip=1, in a different folder",
         )
 
 
 def with_stored_length(folder: Path, config: Config) -> Config:
-    """Return a configuration with the epochs that were laid out when a run began, if it has begun.
+    """Return a configuration with the epochs that were planned when a run began, if it has begun.
 
     Raise InputError if the run's stored configuration is damaged.
     """
@@ -186,9 +186,9 @@ def _lay_out(run: Run, dataset: Dataset, minutes: float, begin: float) -> Run:
     Measure the speed in steps that are then discarded. A run that has begun keeps its length.
     """
     if parallel.agree((run.folder / checkpoints.CONFIG).exists()):
-        run.tell(f"{run.length.steps} steps were laid out when the run began, and stay so")
+        run.report(f"keeping the {run.length.steps} steps that were planned when the run began")
         return run
-    run.tell(f"measuring how many steps fit in {minutes:g} min")
+    run.report(f"measuring how many steps fit in {minutes:g} min")
     n_images, batch_size, _ = run.length
     many = run.length._replace(epochs=TRIAL * batch_size / n_images)
     state, data = training.init(run.task), (dataset.images, dataset.labels)
@@ -199,7 +199,7 @@ def _lay_out(run: Run, dataset: Dataset, minutes: float, begin: float) -> Run:
     left = max(60 * minutes - (time.perf_counter() - begin), 30 * minutes)
     most = run.config.most_epochs(n_images) * n_images / batch_size
     steps = parallel.agree(max(1, int(min(speed * left * (1 - RESERVE), most))))
-    run.tell(f"{steps} steps fit: {steps * batch_size / n_images:.4g} epochs")
+    run.report(f"{steps} steps fit: {steps * batch_size / n_images:.4g} epochs")
     return run.with_epochs(steps * batch_size / n_images)
 
 
@@ -220,7 +220,7 @@ def _resume(run: Run) -> TrainState:
     shapes = checkpoints.template(state, parallel.replicate(0, run.devices).sharding)
     stored = shapes.without_model()
     items = checkpoints.restore(run.folder, step, model=shapes.ema, training=stored)
-    run.tell(f"continuing from step {step}")
+    run.report(f"continuing from step {step}")
     return TrainState(**items["training"])._replace(ema=items["model"])
 
 
@@ -251,7 +251,7 @@ def _train(run: Run, dataset: Dataset, state: TrainState) -> None:
                 if first:
                     print(f"{signal.Signals(asked).name}: {run.last}", file=sys.stderr)
                 sys.exit(128 + asked)
-    run.tell(f"{steps} steps in {time.perf_counter() - begin:.0f} s")
+    run.report(f"{steps} steps in {time.perf_counter() - begin:.0f} s")
 
 
 def _save(run: Run, state: TrainState, step: int) -> None:
