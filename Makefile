@@ -6,7 +6,7 @@ RUN := checkpoints/demo
 .PHONY: help demo cluster-demo test test-slow test-peers lint clean
 
 help:
-	@echo "make demo        install, train a small model for 2 minutes, report beside the trained one"
+	@echo "make demo        install, train a small model for 2 minutes, sample it by DDIM and DDPM"
 	@echo "make cluster-demo  train in 2 processes, compare with one (minutes)"
 	@echo "make test        install, run all tests"
 	@echo "make test-slow   the tests that take minutes"
@@ -16,7 +16,9 @@ help:
 
 demo: .venv/base
 	$(BIN)/python -m experiments.train --preset=demo --minutes=2 --run=$(RUN)
-	@echo "Open $(RUN)/report.html"
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddim:25
+	$(BIN)/python -m experiments.sample --run=$(RUN) --sampler=ddpm:500
+	@echo "Look at $(RUN)/report.html and $(RUN)/samples/"
 
 cluster-demo: .venv/test
 	$(BIN)/python -m pytest -s -m slow -k processes_change_nothing tests/test_processes.py
