@@ -13,7 +13,7 @@ from experiments import __main__
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("diffusion_jax", "experiments", "checkpoints/sprites")
-MODEL = ("config.json", "metrics.jsonl", "README.md", "state")
+MODEL = ("config.json", "learned-5.json", "metrics.jsonl", "README.md", "state")
 
 
 def test_the_command_runs_every_app() -> None:
