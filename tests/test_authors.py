@@ -36,6 +36,7 @@ WHY = {
     "sum": "They have that fault, add a term to the weight of the third difference where the exact "
     "weight subtracts it, and have h_1 / h_2 in it where the exact weight has h_2 / h_3.",
     "gamma": "Their gamma has c3^3 where the order condition has c3^2. Both are the same for c3=1.",
+    "abscissae": "Their Runge-Kutta-Gegenbauer stages are at the places of Runge-Kutta-Legendre.",
 }
 
 
@@ -43,13 +44,14 @@ def label(case: dict) -> str:
     return case["ours"] + " with CFG++" * ("cfg_pp" in case)
 
 
-PUT_IN = ("halved", "sums", "parenthesis")  # what as_theirs puts into ours
+PUT_IN = ("halved", "sums", "parenthesis", "abscissae")  # what as_theirs puts into ours
 
 
 def relative_error(case: dict) -> float:
     """Return |ours - theirs| / |theirs| at the end of a run."""
     levels = FIXTURE["levels"][case["levels"]]
-    schedule = schedules.build(levels["schedule"])
+    name = levels["schedule"]
+    schedule = continuous() if name == "continuous" else schedules.build(name)
     if "ratio" in levels:
         grid = grids.at_ratio(schedule, np.array(levels["ratio"]))
     else:
@@ -61,6 +63,13 @@ def relative_error(case: dict) -> float:
         tableau, denoise = for_cfg_pp(tableau), partial(guided, scale)
     ours = interpret(tableau, denoise, start, NOISE[: tableau.rows])
     return float(np.linalg.norm(ours - case["end"]) / np.linalg.norm(case["end"]))
+
+
+def continuous() -> schedules.NoiseSchedule:
+    """Return the VP SDE (Song et al. 2021) with beta from 0.1 to 20, in a fine table."""
+    t = np.linspace(0, 1, 100_001)
+    log_alpha = -0.05 * t - 19.9 / 4 * t**2
+    return schedules.from_levels(np.exp(log_alpha), np.sqrt(-np.expm1(2 * log_alpha)))
 
 
 def guided(scale: float, x: np.ndarray, *level: float) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +93,14 @@ def as_theirs(why: str) -> Iterator[None]:
         fault = (nodes[0] * nodes[-1] + nodes[0] - 1) / 2
         return coefficients.difference_weights(nodes, moments + [0, fault][: len(nodes)])
 
+    def legendre(stages: int) -> np.ndarray:
+        j = np.arange(1.0, stages)
+        places = np.append([0.0, 4 / 3], (j[1:] - 1) * (j[1:] + 2))
+        return places / ((stages - 1) * (stages + 2))
+
     with pytest.MonkeyPatch.context() as patch:
+        if why == "abscissae":
+            patch.setattr(sys.modules["diffusion_jax.samplers.stork"], "abscissae", legendre)
         if why == "halved":
             patch.setattr(coefficients, "exponential_moments", halved)
         if why == "sums":

@@ -14,7 +14,7 @@ QUOTED = dict.fromkeys(text for cell in HERE for text in re.findall(r"`([^`]+)`"
 TEXTS = [text for text in QUOTED if re.match(rf"({'|'.join(samplers.SAMPLERS)})(:|$)", text)]
 GRIDS = [text for text in QUOTED if text.startswith("grid=")]
 SCHEDULE = schedules.scaled_linear(1000)
-NOT_THEIRS = {"etdrk", "runge_kutta", "quadratic"}  # no other library has a name for them
+NOT_THEIRS = {"etdrk", "runge_kutta", "stork", "quadratic"}  # no other library has a name for them
 
 
 @pytest.mark.parametrize("text", TEXTS + GRIDS)

@@ -61,7 +61,7 @@ def test_every_sampler_on_every_grid_and_number_of_steps(name: str, grid: str) -
 def test_network_evaluations(name: str) -> None:
     """Expect the same in each step, and one in the step to clean data. PLMS has one more.
 
-    Heun++ has one less, because it looks ahead over two steps.
+    So has STORK. Heun++ has one less, because it looks ahead over two steps.
     """
     for n in (2, 9):
         tableau = samplers.build(name, SCHEDULE, n)
@@ -69,7 +69,7 @@ def test_network_evaluations(name: str) -> None:
             assert tableau.rows >= 2 * n - 1
         else:
             calls = 1 + (name in TWO_CALLS) + 2 * (name in THREE_CALLS)
-            more = (name == "pndm") - (name == "heunpp")
+            more = (name in ("pndm", "stork")) - (name == "heunpp")
             assert tableau.rows == calls * n - (calls - 1) + more
 
 
@@ -327,7 +327,7 @@ def test_tables_that_are_unstable_on_gaussian_data_are_named() -> None:
 def test_which_samplers_cfg_pp_takes_and_that_they_stay_the_same_without_it(name: str) -> None:
     tableau = samplers.build(name, SCHEDULE, 9)
     without = {"ddpm", "heun", "dpm2", "dpm2_ancestral", "pndm", "dpm_solver", "edm", "restart"}
-    if name in without | {"runge_kutta", "heunpp"}:
+    if name in without | {"runge_kutta", "heunpp", "stork"}:
         with pytest.raises(InputError, match="its steps do not end in a predicted image"):
             for_cfg_pp(tableau)
         return
@@ -352,6 +352,8 @@ def test_lower_order_final_lowers_only_the_last_steps() -> None:
     [
         ("lms", 2, {"order": 4}, "order=4: 2 steps hold at most 2"),
         ("unipc", 9, {"order": 4}, r"order=4: it must be in 1\.\.3"),
+        ("stork", 9, {"stages": 1}, r"stages=1: it must be in 2\.\.200"),
+        ("stork", 9, {"derivatives": 4}, r"derivatives=4: it must be in 1\.\.3"),
         ("deis", 9, {"order": 0}, r"order=0: it must be in 1\.\.4"),
         ("deis", 9, {"space": "rho"}, "space='rho' is unknown: choose from t, ratio, log_snr"),
         ("lms", 9, {"space": "log_snr"}, "to_clean=true: log_snr is infinite there"),

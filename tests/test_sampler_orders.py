@@ -8,6 +8,7 @@ the schedule's table and its interpolation have no effect, except on DEIS in t. 
 because sigma / alpha has a kink in t at every step of the schedule.
 """
 
+import sys
 from functools import partial
 
 import numpy as np
@@ -35,6 +36,8 @@ CASES = {
     **{f"lms-{p}": ("lms", {"order": p}, p) for p in (1, 2, 3, 4)},
     **{f"ipndm-{p}": ("ipndm", {"order": p}, min(p, 2)) for p in (1, 2, 4)},
     "gradient_estimation": ("gradient_estimation", {}, 1),
+    "stork 1": ("stork", {"derivatives": 1}, 2),
+    "stork 3 with 10 stages": ("stork", {"derivatives": 3, "stages": 10}, 2),
     **{
         f"deis-{p} in {space}": ("deis", {"order": p, "space": space}, p)
         for space in ("t", "ratio", "log_snr")
@@ -159,6 +162,22 @@ def test_unipc_3_with_its_corrector_is_of_order_3_at_least(exact: np.ndarray) ->
         options = {"order": 3, "predict": predict, **FAR}
         errors = np.array([mixture_error("unipc", options, n, exact) for n in STEPS])
         assert analysis.fit_order(STEPS, errors) > 3
+
+
+def test_stork_has_order_2_and_needs_the_places_of_its_stages(
+    exact: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Move the stages towards the start of the step. The method is then of order 1."""
+
+    def order() -> float:
+        errors = np.array([mixture_error("stork", {"stages": 10}, n, exact) for n in STEPS])
+        return analysis.fit_order(STEPS, errors)
+
+    assert 2 < order() < 3
+    module = sys.modules["diffusion_jax.samplers.stork"]
+    places = module.abscissae
+    monkeypatch.setattr(module, "abscissae", lambda stages: 0.8 * places(stages))
+    assert order() == pytest.approx(1, abs=0.15)
 
 
 def test_3m_needs_the_whole_second_derivative(

@@ -18,6 +18,7 @@ from diffusion_jax.samplers.extended import er_sde
 from diffusion_jax.samplers.runge_kutta import etdrk, heunpp, res, runge_kutta
 from diffusion_jax.samplers.singlestep import dpm_singlestep, dpmpp_sde, seeds
 from diffusion_jax.samplers.stages import edm, heun, restart
+from diffusion_jax.samplers.stork import stork
 from diffusion_jax.spec import Spec
 from diffusion_jax.tableau import Tableau, interchange
 from diffusion_jax.tableau.analysis import warn_if_unstable
@@ -53,6 +54,7 @@ SAMPLERS: dict[str, Callable[..., Tableau]] = {
     "dpmpp_sde": dpmpp_sde,
     "seeds": seeds,
     "deis": deis,
+    "stork": stork,
     "unipc": unipc,
     "sa_solver": sa_solver,
     "er_sde": er_sde,
