@@ -29,9 +29,11 @@ def test_align_your_steps_has_the_published_times_and_interpolates_between_them(
 
 
 def test_gits_has_the_published_levels() -> None:
-    """Figures of the authors' code with coefficient 1.2, for 4 steps and for 20."""
+    """Figures of the authors' code with three coefficients, for 3 to 20 steps."""
     assert np.allclose(grids.gits(SD, 4).ratio, [14.61464, 2.363261, 0.921923, 0.36617, 0], 1e-5)
     assert np.allclose(grids.gits(SD, 20).ratio[[2, 19]], [4.654728, 0.098245], rtol=1e-5)
+    assert np.allclose(grids.gits(SD, 3, 0.8).ratio, [14.61464, 11.545419, 6.773091, 0], 1e-5)
+    assert np.allclose(grids.gits(SD, 20, 1.5).ratio[[1, 19]], [2.450703, 0.098245], rtol=1e-5)
     assert np.allclose(grids.gits(SD, 40).ratio[4:-1:2], grids.gits(SD, 20).ratio[2:-1], rtol=1e-7)
 
 
@@ -141,6 +143,7 @@ def test_given_levels_decide_the_number_of_steps(tmp_path) -> None:
         ("levels:path={}:unit=sigma", "path=.*: it must hold numbers, such as 14.6"),
         ("levels:path=/none/such", "path=/none/such: it must hold numbers, such as 14.6"),
         ("levels:sigma=1,a", "sigma=1,a: it must be a number, one or more"),
+        ("gits:coefficient=1.23", "coefficient=1.23: it must be one of 0.8, 0.85, 0.9, "),
         ("ays:model=sd2", "model=sd2: it must be sd1, sdxl, svd"),
         ("beta:a=0", "a=0.0, b=0.6: they must be above 0"),
         ("beta:b=inf", "a=0.6, b=inf: they must be above 0"),

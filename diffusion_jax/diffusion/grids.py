@@ -144,13 +144,17 @@ def ays(schedule: NoiseSchedule, n: int, model: Literal["sd1", "sdxl", "svd"] = 
     return _published(schedule, n, _read_published()["ays"][model])
 
 
-def gits(schedule: NoiseSchedule, n: int) -> Grid:
+def gits(schedule: NoiseSchedule, n: int, coefficient: float = 1.2) -> Grid:
     """GITS' published levels for Stable Diffusion 1: Chen et al. 2024, arXiv:2405.11326.
 
-    There are lists for 2 to 20 steps, made with coefficient 1.2. Other numbers of steps
-    interpolate the nearest list as in ays.
+    There are lists for 2 to 20 steps. Other numbers of steps interpolate the nearest list as in
+    ays.
+    coefficient: 0.8, 0.85, ... or 1.5. The larger it is, the more steps are at low noise.
     """
-    return _published(schedule, n, _read_published()["gits"][str(min(max(n, 2), 20))])
+    lists = {float(key): value for key, value in _read_published()["gits"].items()}
+    known = ", ".join(map(str, lists))
+    require(coefficient in lists, f"coefficient={coefficient}: it must be one of {known}")
+    return _published(schedule, n, lists[coefficient][min(max(n, 2), 20) - 2])
 
 
 def beta(
