@@ -78,15 +78,13 @@ def sample(
     batch_size: the images drawn at once on all devices; by default they have at most PIXELS pixels.
     rows: the number of rows to run, by default all; 0 only compiles.
     progress: called after each batch with its number of images.
-    keep: maps each batch, in order, to the part to return; by default the whole batch. It can
-        write a batch to a file and return little, so that memory does not grow with n.
+    keep: maps each batch, in order, to the part to return, so that memory need not grow with n.
     dtype: a name in precisions.PRECISIONS: the network computes in it, all else in float32.
     Raise InputError, before anything is compiled, if an argument does not fit the model.
     """
     seed = check_seed(seed)
     require(n >= 1, f"n={n}: it must be at least 1")
-    none = np.zeros((n, model.n_cfeat), np.float32)
-    context = none if context is None else np.asarray(context, np.float32)
+    context = np.asarray(np.zeros((n, model.n_cfeat)) if context is None else context, np.float32)
     guide = _check_guidance(model, guidance, guide_model)
     tableau = for_cfg_pp(tableau) if guide and guide.renoise_bad else tableau
     _check_arrays(model, n, context, start, mask)
