@@ -14,6 +14,7 @@ from PIL import Image
 from diffusion_jax import data
 from diffusion_jax.data import Dataset, contexts
 from diffusion_jax.runs.config import Config
+from diffusion_jax.runs.summaries import write_summary
 from diffusion_jax.typing import InputError
 
 RANDOM = np.random.default_rng(0)
@@ -420,7 +421,7 @@ SUMMARIES = {  # data, the line, and counts of classes
 def test_a_summary_counts_images_and_classes(tmp_path, kind: str) -> None:
     found, line, counts = SUMMARIES[kind]
     assert data.describe(found) == line
-    data.write_summary(tmp_path, found)
+    write_summary(tmp_path, found)
     written = json.loads((tmp_path / "data.json").read_text())
     assert written["classes"] == counts
     assert [written[key] for key in ("images", "height", "width", "channels")] == [
@@ -434,7 +435,7 @@ def test_the_picture_of_a_summary_has_a_row_for_each_class(tmp_path) -> None:
     colours = np.uint8([[255, 0, 0], [0, 255, 0]])
     owner = np.array([0] * 20 + [1] * 3)
     images = np.broadcast_to(colours[owner][:, None, None], (23, 16, 16, 3))
-    data.write_summary(tmp_path, Dataset(images, np.eye(2, dtype=np.float32)[owner], ("a", "b")))
+    write_summary(tmp_path, Dataset(images, np.eye(2, dtype=np.float32)[owner], ("a", "b")))
     with Image.open(tmp_path / "data.png") as picture:
         pixels = np.asarray(picture).reshape(-1, 3)
     shown = [np.all(pixels == colour, 1).sum() / 96**2 for colour in colours]

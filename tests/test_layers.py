@@ -17,6 +17,7 @@ LAYERS = (
     ("training", "sampling"),
     ("runs",),
     ("evaluation",),
+    ("learning",),
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 MODULES = sorted((ROOT / "diffusion_jax").rglob("*.py"))

@@ -148,6 +148,7 @@ def test_registry():
     assert NETWORKS["context_unet"] is ContextUnet
 
 
+SIZE = "; the data option size=N scales images to it"
 SLOW = "16_none"  # it differs from 28_none only in the size of the images
 
 
@@ -377,8 +378,8 @@ def assert_same_with_gradient(ours, reference, weight, *args):
         ({"n_feat": 12}, "n_feat=12: give a multiple of 8 from 8 up"),
         ({"n_feat": 0}, "n_feat=0: give a multiple of 8 from 8 up"),
         ({"n_cfeat": -1}, "n_cfeat=-1: give an integer from 1 up"),
-        ({"image_shape": (18, 16, 3)}, "height=18: give a multiple of 4 from 8 up"),
-        ({"image_shape": (16, 4, 3)}, "width=4: give a multiple of 4 from 8 up"),
+        ({"image_shape": (18, 16, 3)}, f"height=18: give a multiple of 4 from 8 up{SIZE}"),
+        ({"image_shape": (16, 4, 3)}, f"width=4: give a multiple of 4 from 8 up{SIZE}"),
     ],
     ids=str,
 )

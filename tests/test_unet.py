@@ -17,7 +17,7 @@ from diffusion_jax.sampling import sample
 from diffusion_jax.training import Length
 from diffusion_jax.typing import InputError
 from tests.test_folding import random_variables
-from tests.test_networks import jit
+from tests.test_networks import SIZE, jit
 
 
 class Tiny(Unet):
@@ -78,8 +78,8 @@ def test_attention_is_that_of_its_paper() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_shape": (12, 7, 3)}, "width=7: give a multiple of 2 from 2 up"),
-        ({"multipliers": (1, 2, 2, 4)}, "height=12: give a multiple of 8 from 8 up"),
+        ({"image_shape": (12, 7, 3)}, f"width=7: give a multiple of 2 from 2 up{SIZE}"),
+        ({"multipliers": (1, 2, 2, 4)}, f"height=12: give a multiple of 8 from 8 up{SIZE}"),
         ({"multipliers": ()}, "multipliers=(): give 1 to 8 of them"),
         ({"multipliers": (1, 0)}, "multipliers=0: give an integer from 1 up"),
         ({"attention": (0, 2)}, "attention=(0, 2): give levels from 0 to 1"),

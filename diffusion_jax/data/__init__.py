@@ -20,7 +20,7 @@ from diffusion_jax.data.npy_files import npy
 from diffusion_jax.data.npz_files import npz
 from diffusion_jax.data.sheets import sheet
 from diffusion_jax.data.sprites import CLASS_NAMES, drawn, sprites
-from diffusion_jax.data.summary import describe, write_summary
+from diffusion_jax.data.summary import describe
 from diffusion_jax.typing import InputError, require
 
 

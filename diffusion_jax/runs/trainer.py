@@ -17,13 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion_jax import parallel, training
-from diffusion_jax.data import Dataset, write_summary
+from diffusion_jax.data import Dataset
 from diffusion_jax.files import PARTIAL
 from diffusion_jax.runs import checkpoints, environment, locks, metrics, signals, trackers
 from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.metrics import METRICS
 from diffusion_jax.runs.models import load_config, model_of
 from diffusion_jax.runs.previews import Preview
+from diffusion_jax.runs.summaries import write_summary
 from diffusion_jax.runs.trackers import Tracker
 from diffusion_jax.training import Chunk, Length, Task, TrainState
 from diffusion_jax.training.averages import snapshot_steps
