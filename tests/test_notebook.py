@@ -33,6 +33,7 @@ def test_the_notebook_runs_from_top_to_bottom(
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a different one would hide the plots
     notebook = nbformat.read(NOTEBOOK, 4)
     paths = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=paths).execute()
