@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from diffusion_jax import data, learning, pictures, samplers, spec
 from diffusion_jax.data import Dataset
+from diffusion_jax.diffusion.guidance import Guidance
 from diffusion_jax.learning import FREE, OBJECTIVES, Learned
 from diffusion_jax.runs import load_config, load_model
+from diffusion_jax.runs.config import Config
 from diffusion_jax.runs.locks import check_writable
 from diffusion_jax.tableau import interchange
 from diffusion_jax.typing import require
@@ -28,17 +30,16 @@ from experiments import app
 from experiments.app import Args, describe
 
 HELD_OUT = 0.2  # of the training images, to choose by
-OPTIONS = ("free", "guidance", "batch_size", "learning_rate", "registers", "seed")
+OPTIONS = ("free", "batch_size", "learning_rate", "registers", "seed")
 
-app.define("run", "step", "devices", "cpu_devices")
+app.define("run", "step", "guidance", "devices", "cpu_devices")
 flags.DEFINE_string("start", "sa_solver:5", "the sampler to begin with")
 flags.DEFINE_string("objective", "energy", "what learning minimises")
 flags.DEFINE_list("free", ["levels", "mixing", "noise"], f"what is learned, of {', '.join(FREE)}")
-flags.DEFINE_float("guidance", None, "the scale of guidance, which costs a second evaluation")
 flags.DEFINE_float("minutes", 4.0, "the time for learning", 0.0, 1e4)
 flags.DEFINE_integer("steps", None, "the steps of Adam, instead of --minutes", 1, 10**6)
 flags.DEFINE_integer("batch_size", 128, "the samples in a step, over all devices", 16, 2**16)
-flags.DEFINE_float("learning_rate", 0.05, "the learning rate of Adam at the first step", 0.0, 1.0)
+flags.DEFINE_float("learning_rate", 0.05, "the learning rate of Adam at the first step")
 flags.DEFINE_integer("registers", 3, "how many earlier predictions a step may use", 0, 8)
 app.define_seed("the seed of noise, features and the order of images")
 flags.DEFINE_string("out", "learned.json", "the sampler file")
@@ -56,6 +57,7 @@ def main(args: Args) -> None:
     start = samplers.build(chosen, model.schedule)
     objective = spec.parse(args.objective, OBJECTIVES, "objective")
     options = {name: getattr(args, name) for name in OPTIONS}
+    options["guidance"] = read_guidance(args, config)
     options["minutes" if args.steps is None else "steps"] = args.steps or args.minutes
     devices = app.devices(args)
     args.refuse_unread("learning with --steps")
@@ -74,6 +76,14 @@ def main(args: Args) -> None:
     write(out, learned, f"learned from {chosen} by {objective}, seed {args.seed}", config.schedule)
 
 
+def read_guidance(args: Args, config: Config) -> Guidance | None:
+    """Return --guidance. Raise InputError if it is invalid, or if it needs a second model."""
+    given = {} if args.guidance is None else app.guided(args.guidance, config)
+    second = given.get("guide_model") is not None
+    require(not second, f"guidance={args.guidance}: samplers are learned with cfg only")
+    return given.get("guidance")
+
+
 def without_labels(dataset: Dataset) -> Dataset:
     """Return a data set whose contexts are zero, for a run that was trained without context."""
     return dataset._replace(labels=np.zeros_like(dataset.labels))
@@ -81,7 +91,7 @@ def without_labels(dataset: Dataset) -> Dataset:
 
 def write(out: Path, learned: Learned, about: str, schedule: str) -> None:
     """Write the sampler's file and a picture of the objective, and report what was learned."""
-    steps, _, found = np.array(learned.curve).T
+    steps, found = np.array(learned.curve).T
     interchange.write(out, learned.tableau, about, schedule)
     picture = out.with_suffix(".png")
     pictures.loss_curve(picture, steps, found, "objective on held-out images")

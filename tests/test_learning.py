@@ -11,8 +11,10 @@ import pytest
 from diffusion_jax import learning, parallel, samplers
 from diffusion_jax.data import Dataset
 from diffusion_jax.diffusion import schedules
+from diffusion_jax.diffusion.guidance import Guidance
 from diffusion_jax.evaluation import classifier
 from diffusion_jax.learning import Numbers, from_tableau, objectives, to_tableau
+from diffusion_jax.learning.fit import CHECKS
 from diffusion_jax.learning.numbers import traced_tableau
 from diffusion_jax.runs.models import save_model
 from diffusion_jax.sampling import sample
@@ -190,15 +192,23 @@ def learn(start: str = "sa_solver:3", objective: str = "energy", **options) -> l
 @pytest.mark.slow
 def test_learning_improves_the_objective_and_repeats_bit_for_bit() -> None:
     first, again = learn(), learn()
-    held_out = [value for *_, value in first.curve]
+    held_out = [value for _, value in first.curve]
     assert min(held_out) < held_out[0]
     assert first.best > 0
     assert all(map(np.array_equal, first.tableau, again.tableau))
 
 
+@pytest.mark.slow
+def test_minutes_lay_out_the_steps_that_fit() -> None:
+    learned = learn(steps=None, minutes=1.0)
+    assert learned.steps >= CHECKS
+    again = learn(steps=learned.steps)
+    assert all(map(np.array_equal, learned.tableau, again.tableau))
+
+
 def test_only_what_is_free_changes() -> None:
     start = samplers.build("sa_solver:3", untrained().schedule)
-    learned = learn(free=["noise", "guidance"], guidance=1.5, registers=2)
+    learned = learn(free=["noise", "guidance"], guidance=Guidance(1.5), registers=2)
     ours, before = from_tableau(learned.tableau), from_tableau(start, 2)
     assert learned.scale != 1.5
     assert not np.allclose(ours.fresh, before.fresh)
@@ -225,6 +235,8 @@ def test_a_coarse_sampler_learns_the_fine_solution() -> None:
     [
         ({"free": ["levels", "all"]}, "free=levels,all: choose from levels, mixing"),
         ({"free": ["guidance"]}, "free=guidance: give the scale to begin with"),
+        ({"guidance": Guidance(0.6, renoise_bad=1)}, "guidance=cfg_pp: samplers are learned with"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0: it must be above 0, and finite"),
         ({"batch_size": 33}, "batch_size=33: it must be at least 16, and divisible by 2"),
         ({"objective": "solution"}, "needs a sampler without noise: start from unipc"),
         ({"steps": None, "minutes": 0.001}, r"minutes=0\.001: compilation took .*give at least"),
@@ -242,6 +254,8 @@ REFUSED = {
     "--objective=kid": "unknown: choose from energy, mmd, solution",
     "--objective=energy:pixels=-1": "pixels=-1",
     "--free=all": "free=all: choose from",
+    "--learning_rate=nan": "learning_rate=nan: it must be above 0",
+    "--guidance=cfg:scale=nan": "scale=nan: it must be a number",
     "--minutes=3": "--minutes: learning with --steps does not read it",
     "--devices=3": "batch_size=16: it must be at least 16, and divisible by 3",
 }
@@ -260,6 +274,13 @@ def test_the_app_writes_a_sampler_that_samples(tmp_path: Path, monkeypatch) -> N
         with pytest.raises(InputError, match=message):
             call("learn_sampler", *flags, wrong)
         assert not out.exists()
+    save_model(
+        tmp_path / "without", config.override(keep_probability=0.0), untrained(config).variables
+    )
+    with pytest.raises(
+        InputError, match="guidance=2: this run was trained only with or only without"
+    ):
+        call("learn_sampler", f"--run={tmp_path}/without", *flags[1:], "--guidance=2")
     text = output_of("learn_sampler", *flags, "--start=ddim:2")
     assert "of --steps=3 is the best" in text
     assert out.with_suffix(".png").exists()

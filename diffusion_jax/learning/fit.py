@@ -60,19 +60,18 @@ class Values(NamedTuple):
 class Learned(NamedTuple):
     """A learned sampler.
 
-    scale: the scale of guidance, 1 without guidance. curve: at each check, the step, the mean
-    objective since the last check, and the objective on held-out images. steps: how many were laid
-    out. best: the step that the numbers are from.
+    scale: the scale of guidance, 1 without guidance. curve: the step and the objective on held-out
+    images, at each check. steps: how many were laid out. best: the step that the numbers are from.
     """
 
     tableau: Tableau
     scale: float
-    curve: list[tuple[int, float, float]]
+    curve: list[tuple[int, float]]
     steps: int
     best: int
 
 
-class Source(NamedTuple):
+class Targets(NamedTuple):
     """Images to resemble, with their contexts. seed: that of the noise that they were made from."""
 
     images: np.ndarray
@@ -89,7 +88,7 @@ class Setting(NamedTuple):
     model: Model
     start: Tableau
     objective: Objective
-    guided: bool
+    guidance: Guidance | None
     mask: Values
     judge: Classifier | None
 
@@ -102,7 +101,7 @@ def fit(
     objective: Objective,
     *,
     free: Sequence[str] = ("levels", "mixing", "noise"),
-    guidance: float | None = None,
+    guidance: Guidance | None = None,
     steps: int | None = None,
     minutes: float = 4.0,
     batch_size: int = 128,
@@ -115,7 +114,7 @@ def fit(
     """Return the sampler that has the least objective on held-out images.
 
     start: the sampler to begin with, and registers: the predictions it may use; see from_tableau.
-    free: names in FREE. guidance: the scale of classifier-free guidance to begin with, or None.
+    free: names in FREE. guidance: classifier-free guidance, whose scale may be free, or None.
     steps: the steps of Adam; by default as many as fit into `minutes`, compilation included. The
     result is reproducible if steps are given. batch_size: samples in a step, over all devices.
     progress: called with the number of steps done and the number of all.
@@ -124,16 +123,18 @@ def fit(
     begin, seed = time.perf_counter(), check_seed(seed)
     numbers = from_tableau(start, registers)
     _check(training, held_out, free, guidance, batch_size, len(devices))
+    fits = 0 < learning_rate < np.inf
+    require(fits, f"learning_rate={learning_rate}: it must be above 0, and finite")
     noisy = "noise" in free or bool(np.any(start.mix[:, 0, XI]))
     wrong = "this objective needs a sampler without noise: start from unipc, and leave noise fixed"
     require(not objective.solution or not noisy, wrong)
-    values, mask = _begin(numbers, 1.0 if guidance is None else guidance, free)
+    values, mask = _begin(numbers, 1.0 if guidance is None else guidance.scale, free)
     judge, params = None, None
     if not objective.solution and classifier.has_classes(training):
         judge = classifier.network(training).clone(channels=CHANNELS)  # not that of the measures
         params = classifier.train(training, devices, judge, seed + 1)
-    setting = Setting(model, start, objective, guidance is not None, mask, judge)
-    parts = [_source(setting, part, n, devices) for n, part in enumerate((training, held_out))]
+    setting = Setting(model, start, objective, guidance, mask, judge)
+    parts = [_targets(setting, part, n, devices) for n, part in enumerate((training, held_out))]
     trainer = _Trainer(setting, params, parts, devices, batch_size, seed)
     trainer.step(values, trainer.optimizer.init(values), 0, 0.0)  # this compiles
     if steps is None:
@@ -148,7 +149,7 @@ def _check(
     training: Dataset,
     held_out: Dataset,
     free: Sequence[str],
-    guidance: float | None,
+    guidance: Guidance | None,
     batch_size: int,
     count: int,
 ) -> None:
@@ -156,6 +157,8 @@ def _check(
     require(free and not unknown, f"free={','.join(free)}: choose from {', '.join(FREE)}")
     lacks = "free=guidance: give the scale to begin with, such as guidance=1.5"
     require(guidance is not None or "guidance" not in free, lacks)
+    plain = guidance is None or not guidance.renoise_bad
+    require(plain, "guidance=cfg_pp: samplers are learned with cfg only")
     fits = batch_size >= LEAST and batch_size % count == 0
     require(fits, f"batch_size={batch_size}: it must be at least {LEAST}, and divisible by {count}")
     least = min(len(training.images), len(held_out.images))
@@ -173,14 +176,14 @@ def _begin(numbers: Numbers, scale: float, free: Sequence[str]) -> tuple[Values,
     return values._replace(fresh=np.where(mask.fresh == 1, more, values.fresh)), mask
 
 
-def _source(setting: Setting, part: Dataset, n: int, devices: Sequence[jax.Device]) -> Source:
+def _targets(setting: Setting, part: Dataset, n: int, devices: Sequence[jax.Device]) -> Targets:
     """Return the images of a part of the data, or the solutions from the noise of seed n."""
     labels = np.asarray(part.labels, np.float32)
     if not setting.objective.solution:
-        return Source(part.images, labels)
+        return Targets(part.images, labels)
     model, labels = setting.model, labels[np.arange(POOL) % len(labels)]
     tableau = samplers.build(setting.objective.solution, model.schedule)
-    return Source(
+    return Targets(
         sample(model, tableau, POOL, context=labels, seed=n, devices=devices).images, labels, n
     )
 
@@ -192,7 +195,7 @@ class _Trainer:
         self,
         setting: Setting,
         params: Any,
-        parts: Sequence[Source],
+        parts: Sequence[Targets],
         devices: Sequence[jax.Device],
         batch_size: int,
         seed: int,
@@ -211,8 +214,8 @@ class _Trainer:
         value = partial(_value, loss)
         self._value = data_parallel(value, (*shared, *each), None, devices=devices)
 
-    def step(self, values: Values, state: Any, number: int, rate: float) -> tuple[Values, Any, Any]:
-        """Return the values and Adam's state after a step, and the objective before it."""
+    def step(self, values: Values, state: Any, number: int, rate: float) -> tuple[Values, Any]:
+        """Return the values and Adam's state after a step."""
         batch = self._batch(0, number)
         return self._step(state, np.float32(rate), values, self.weights, *batch)
 
@@ -252,9 +255,9 @@ def _loss(
     table = traced_tableau(values.numbers, model.schedule, float(start.t[0]))
     keys, noise = keys_and_noise(seeds[0], ids, targets.shape[1:])
     network, variables = model.network.for_sampling(weights[0])
-    guide = None
-    if setting.guided:
-        guide = Guidance(*map(jnp.float32, Guidance()))._replace(scale=values.scale)
+    guide = setting.guidance
+    if guide is not None:
+        guide = Guidance(*map(jnp.float32, guide))._replace(scale=values.scale)
     apply = partial(network.apply, variables)
     denoise = network_denoiser(apply, model.prediction, model.schedule.steps, contexts, guide)
     forgetful = jax.checkpoint(lambda x, level: denoise(x, level))  # holds one call in memory
@@ -283,20 +286,20 @@ def _step(
     rate: Float[Array, ""],
     values: Values,
     *args: Any,
-) -> tuple[Values, Any, Float[Array, ""]]:
-    value, gradient = lax.psum(jax.value_and_grad(loss)(values, *args), AXIS)
+) -> tuple[Values, Any]:
+    gradient = lax.psum(jax.grad(loss)(values, *args), AXIS)
     gradient = jax.tree.map(jnp.multiply, gradient, mask)
     with jax.numpy_dtype_promotion("standard"):  # optax needs it
         updates, state = optimizer.update(gradient, state)
     values = jax.tree.map(lambda old, update: old - rate * update, values, updates)
-    return values, state, value
+    return values, state
 
 
 def _steps_within(minutes: float, trainer: _Trainer, values: Values, begin: float) -> int:
     """Return how many steps fit into the rest of the time, with checks."""
     compiled, state = time.perf_counter(), trainer.optimizer.init(values)
     for number in range(TIMED):
-        float(trainer.step(values, state, number, 0.0)[2])
+        jax.block_until_ready(trainer.step(values, state, number, 0.0))
     each = (time.perf_counter() - compiled) / TIMED
     trainer.check(values)  # this compiles
     timed = time.perf_counter()
@@ -314,23 +317,21 @@ def _descend(
     steps: int,
     learning_rate: float,
     progress: Callable[[int, int], object] | None,
-) -> tuple[Values, int, list[tuple[int, float, float]]]:
+) -> tuple[Values, int, list[tuple[int, float]]]:
     """Return the values with the least objective on held-out images, their step, and the curve."""
     found = trainer.check(values)
-    best, least, at, losses = values, found, 0, []
-    curve, state = [(0, found, found)], trainer.optimizer.init(values)
+    best, least, at, curve = values, found, 0, [(0, found)]
+    state = trainer.optimizer.init(values)
     every = max(1, steps // CHECKS)
     for number in range(steps):
         rate = learning_rate * (1 + np.cos(np.pi * number / steps)) / 2
-        values, state, loss = trainer.step(values, state, number, rate)
-        losses.append(float(loss))
+        values, state = jax.block_until_ready(trainer.step(values, state, number, rate))
         if progress is not None:
             progress(number + 1, steps)
         if (number + 1) % every and number + 1 < steps:
             continue
         found = trainer.check(values)
-        curve.append((number + 1, float(np.mean(losses)), found))
-        losses = []
+        curve.append((number + 1, found))
         if found < least:
             best, least, at = values, found, number + 1
         elif number + 1 - at >= PATIENCE * every:

@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_jax.diffusion.schedules import NoiseSchedule, noise_ratio
 from diffusion_jax.tableau import X0, Tableau, Z, check
-from diffusion_jax.tableau.identity import canonical
+from diffusion_jax.tableau.identity import canonical, is_same
 from diffusion_jax.typing import require
 
 MOST_CALLS, MOST_REGISTERS = 50, 8
@@ -71,9 +71,9 @@ def from_tableau(tableau: Tableau, registers: int = 3) -> Numbers:
     require(needed <= MOST_REGISTERS, many + f"{MOST_REGISTERS}; take a lower order or fewer steps")
     registers = max(needed, min(registers, calls - 1))
     numbers = Numbers(np.log(lengths), weights[:, :registers], kept, fresh)
-    same = canonical(_tabulate(numbers, tableau.t, tableau.alpha, tableau.sigma))
-    close = [np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE) for a, b in zip(form, same)]  # noqa: B905
-    require(all(close), f"the steps of the sampler to learn from have a different form: {right}")
+    again = canonical(_tabulate(numbers, tableau.t, tableau.alpha, tableau.sigma))
+    fits = is_same(again, form, TOLERANCE)
+    require(fits, f"the steps of the sampler to learn from have a different form: {right}")
     return numbers
 
 

@@ -59,10 +59,10 @@ def canonical(tableau: Tableau) -> Canonical:
     return Canonical(tableau.alpha[calls], tableau.sigma[calls], needed, noise @ noise.T)
 
 
-def is_same(one: Canonical, other: Canonical) -> bool:
+def is_same(one: Canonical, other: Canonical, tolerance: float = TOLERANCE) -> bool:
     """Return whether two canonical forms are equal, up to rounding."""
     return len(one.alpha) == len(other.alpha) and all(
-        np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE) for a, b in zip(one, other, strict=True)
+        np.allclose(a, b, rtol=tolerance, atol=tolerance) for a, b in zip(one, other, strict=True)
     )
 
 
