@@ -34,7 +34,7 @@ MAGIC = {
     b"\xff\xd8\xff": "a JPEG image",
     b"GIF8": "a GIF image",
     b"BM": "a BMP image",
-    b"RIFF": "a WebP image or a different RIFF file",
+    b"RIFF": "a WebP image, or a RIFF file of some other kind",
     b"II*\0": "a TIFF image",
     b"MM\0*": "a TIFF image",
     b"\x89HDF": "an HDF5 file",

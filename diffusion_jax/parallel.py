@@ -77,7 +77,7 @@ def start_processes(text: str) -> None:
         for what in ("coordinator_address", "coordinator_bind_address"):  # by default it binds all
             given[what] = f"{host}:{port}"
         taken = number == 0 and _answers(host, port)
-        require(not taken, f"processes={text}: a different program listens there")
+        require(not taken, f"processes={text}: some program already listens there")
     for what in ("heartbeat", "shutdown"):
         given[f"{what}_timeout_seconds"] = PATIENCE
     try:

@@ -274,7 +274,7 @@ def _run_job(main: Callable[[Args], None], args: Args) -> None:
             traceback.print_exc()
         what = str(error).splitlines()[0] if str(error) else type(error).__name__
         count = jax.process_count()
-        words = f"error: this process of {count} stops, because it failed or lost a different one"
+        words = f"error: this process of {count} stops, because it or one of the others failed"
         print(f"{words}: {what}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(1)  # an orderly end would wait for the others

@@ -18,7 +18,7 @@ Fit = Literal["stretch", "pad", "crop"]
 Channels = Literal[3, 1]
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 PIXELS = 2**26  # the largest image that is decoded has 8192 x 8192: 256 MB
-LARGEST = 1024  # pixels of a side
+MAX_SIDE = 1024  # pixels
 BOX = Image.Resampling.BOX
 
 
@@ -73,8 +73,8 @@ def frame(size: tuple[int, ...], fit: str, background: str, channels: int = 3) -
     the colour of transparent pixels and of borders. Raise InputError if an option is invalid.
     """
     given = ",".join(map(str, size))
-    fits = size == (0,) or (len(size) in (1, 2) and all(1 <= side <= LARGEST for side in size))
-    require(fits, f"size={given}: give a side in 0..{LARGEST}, or height,width; 0 keeps the size")
+    fits = size == (0,) or (len(size) in (1, 2) and all(1 <= side <= MAX_SIDE for side in size))
+    require(fits, f"size={given}: give a side in 0..{MAX_SIDE}, or height,width; 0 keeps the size")
     try:
         colour = ImageColor.getrgb(background)[:3]
     except ValueError:

@@ -57,9 +57,8 @@ def only_writer(folder: Path) -> Iterator[None]:
         require(regular, f"{path} is not the lock of a run: move it away")
         holder = os.pread(file, 1000, 0).decode(errors="replace").split()
         if _is_held(file, holder):
-            who = (
-                f"process {holder[1]} on {holder[0]}" if len(holder) == 2 else "a different process"
-            )
+            known = len(holder) == 2
+            who = f"process {holder[1]} on {holder[0]}" if known else "some other process"
             raise InputError(
                 f"run={str(folder)!r} is being written by {who}: wait for its end or stop it "
                 f"(or remove {path} if it is dead)"
@@ -78,7 +77,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _is_held(file: int, holder: list[str]) -> bool:
-    """Take the lock, and return whether a different process has it."""
+    """Take the lock, and return whether some other process has it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -132,7 +132,7 @@ def train_run(
 
     minutes: lay a new run out for the steps that fit this time on these devices, compilation
     included, instead of config.epochs. The stored configuration then has the planned epochs.
-    Raise InputError if it is being written by a different process, if a loss is not finite, or if
+    Raise InputError if it is being written by some other process, if a loss is not finite, or if
     every step was skipped. SIGINT and SIGTERM end the process after a checkpoint.
     """
     begin, first = time.perf_counter(), parallel.is_first()

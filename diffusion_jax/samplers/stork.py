@@ -20,7 +20,7 @@ def stork(schedule: NoiseSchedule, grid: Grid, stages: int = 50, derivatives: in
     stages: the number of stages, 2 to 200. With more of them, longer steps are stable.
     derivatives: the degree of the polynomial, 1 to 3, as far as the history reaches.
 
-    The authors' stages are at the places of another method, Runge-Kutta-Legendre, which lowers the
+    The authors' stages are at the places of the Runge-Kutta-Legendre method, which lowers the
     order to 1. Take a schedule whose betas grow slowly, as theirs do.
     """
     require(2 <= stages <= 200, f"stages={stages}: it must be in 2..200")
